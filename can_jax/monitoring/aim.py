@@ -1,7 +1,7 @@
 """The tracker of Aim (optional extra `aim`).
 
-The environment variable ``AIM_REPO`` sets the Aim repository, a folder or ``aim://HOST:PORT``. The
-default is the repository of the current directory.
+The environment variable ``AIM_REPO`` sets the Aim repository, a folder or ``aim://HOST:PORT``. By
+default, the tracker uses the Aim repository of the current directory.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ class Aim(Tracker):
         self._present: set[tuple[str, int]] = set()  # the metrics and steps that need no replay
 
     def start(self, step: int) -> None:
-        """Create or resume the Aim run. Repeated steps overwrite their earlier values in Aim."""
+        """Create or resume the Aim run. If a step is repeated, its new values overwrite the earlier
+        ones in Aim."""
         self._present.clear()
         if self._run:
             return

@@ -1,4 +1,4 @@
-"""A background thread that calls the methods of a tracker, so that training does not wait."""
+"""A background thread that calls a tracker's methods, so that training does not wait for them."""
 
 import queue
 import threading

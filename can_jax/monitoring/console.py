@@ -25,10 +25,10 @@ WIDTH = 120  # characters of a line in a file
 
 
 def plain_console(**options: Any) -> Console:
-    """Return a console that prints text without interpreting it.
+    """Return a Rich console that prints brackets and colons literally.
 
-    Rich would interpret brackets as styles and words between colons as emoji, and both occur in
-    paths and names.
+    By default, Rich interprets text in brackets as a style and a word between colons as an emoji,
+    and both can occur in paths.
 
     Args:
         options: Keyword arguments of `rich.console.Console`.
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def parameter_table(parameters: Any) -> Table:
-    """Return a table of the modules of a model: number of arrays and parameters, largest shape."""
+    """Return a table with the array count, parameter count and largest array of each module."""
     table = Table("part", "arrays", "parameters", "largest array", title="Parameters")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -88,7 +88,7 @@ def device_table(mesh: Mesh) -> Table:
 
 
 def fact_table(title: str, facts: dict[str, Any]) -> Table:
-    """Return a table with a row for each name and its value."""
+    """Return a table of facts with one row per fact: name and value."""
     table = Table(title=title, show_header=False)
     for name, value in facts.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -126,11 +126,11 @@ class Clock(Protocol):
     """The interface of the clock of a timed run, which `can_jax.train.pace.Pace` implements."""
 
     def left(self) -> float:
-        """Return the seconds until the time of the run is used up."""
+        """Return the remaining time of the run in seconds."""
         ...
 
     def share(self) -> float:
-        """Return the used fraction of the time of the run, between 0 and 1."""
+        """Return the fraction of the run's time that has passed, between 0 and 1."""
         ...
 
 
@@ -143,7 +143,7 @@ class Reporter:
     Args:
         first_step: The step from which the run starts or resumes.
         total_steps: The number of steps of the whole run.
-        log: The log file that also receives the messages, if any.
+        log: The log file to which the messages are also written; None for no log file.
     """
 
     def __init__(self, first_step: int, total_steps: int, log: RunLog | None = None):
@@ -180,13 +180,13 @@ class Reporter:
             self._log.say(text)
 
     def _print_json(self, values: dict[str, Any]) -> None:
-        """Print values as one line of JSON, with the time of day."""
+        """Print values as one line of JSON, with the current time."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if not self.console.quiet:
             print(json.dumps({"time": moment} | values), flush=True)
 
     def start_bar(self) -> None:
-        """Show the progress bar, on a terminal only."""
+        """Show the progress bar if the output is a terminal and neither quiet nor JSON."""
         if not (output.quiet or output.json):
             self._bar.start()
 
@@ -199,7 +199,7 @@ class Reporter:
         self._bar.update(self._task, completed=done, description=text)
 
     def status(self, step: int, values: dict[str, float], window: Window) -> None:
-        """Print a status line with the metrics, the time of day and the estimated time left.
+        """Print a status line with the metrics, the current time and the estimated time left.
 
         Args:
             step: The current step.

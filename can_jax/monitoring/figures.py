@@ -1,4 +1,4 @@
-"""The figures of reconstructions in a run directory."""
+"""The paths of the reconstruction figures in a run directory."""
 
 from etils import epath
 
@@ -11,7 +11,7 @@ def figure_path(workdir: epath.Path, step: int) -> epath.Path:
 
 
 def figures_by_step(workdir: epath.Path) -> dict[int, epath.Path]:
-    """Return the figures in a run directory, as paths by step in ascending order."""
+    """Return a dict from step to figure path, in ascending order of steps."""
     folder = workdir / "figures"
     paths = sorted(folder.glob("step_*.png")) if folder.is_dir() else []
     steps = {path: path.stem.removeprefix("step_") for path in paths}

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """A metric of `metrics.jsonl`.
+    """A description of a metric in `metrics.jsonl`.
 
     Attributes:
-        meaning: The definition of the metric, one sentence.
-        reading: How to interpret the value, such as its usual course; can be empty.
-        unit: The unit; empty for a loss or a ratio.
+        meaning: The definition of the metric.
+        reading: How to interpret the value, such as its usual trend; can be empty.
+        unit: The unit, such as ``%``; empty for a dimensionless value.
         log: Whether charts of the metric have a logarithmic axis.
     """
 
@@ -30,16 +30,17 @@ METRICS = {
     ),
     "loss/contrastive": Metric(
         "The InfoNCE loss.",
-        "A uniform guess costs the logarithm of the number of other views in the batch. In a "
-        "healthy run, the loss falls below that value during the warm-up.",
+        "A uniform guess has the loss log(N), where N is the number of other views in the batch. "
+        "In a healthy run, the loss falls below log(N) during the warm-up.",
     ),
     "loss/reconstruction": Metric(
         "The mean squared error of the predicted masked patches.",
-        "If patches are normalized, a prediction of their mean has a loss of 1.",
+        "If target patches are normalized, predicting the mean of each patch has a loss of about "
+        "1.",
     ),
     "loss/denoising": Metric(
         "The mean squared error of the predicted noise, in the units that `noise.target` sets.",
-        "`denoising/explained` compares this error with that of predicting zeros.",
+        "See `denoising/explained` for a comparison with a prediction of zeros.",
     ),
     "loss/vicreg": Metric(
         "The weighted sum of VICReg's three terms.",
@@ -47,40 +48,45 @@ METRICS = {
     ),
     "vicreg/invariance": Metric("The mean squared difference of two views' projections."),
     "vicreg/variance": Metric(
-        "The mean shortfall of the projection's standard deviations below 1, over dimensions.",
-        "The shortfall decreases to near 0. A value near 1 means that the embedding collapses.",
+        "The mean of max(0, 1 - s), where s is the standard deviation of a dimension of the "
+        "projection.",
+        "The term decreases to near 0. A value near 1 means that the embedding collapses.",
     ),
     "vicreg/covariance": Metric(
-        "The sum of squared covariances of different dimensions, summed over two views and divided "
-        "by the width."
+        "The sum of squared covariances between different dimensions, divided by the width and "
+        "summed over two views."
     ),
     "loss/barlow_twins": Metric(
-        "The weighted squared distance of the views' cross-correlation matrix from the identity.",
+        "The squared distance of the views' cross-correlation matrix from the identity matrix, "
+        "with off-diagonal entries weighted by `redundancy`.",
         "The loss starts near the width of the projection, and falls.",
     ),
     "barlow_twins/invariance": Metric(
         "The part of the Barlow Twins loss from the diagonal of the cross-correlation matrix."
     ),
     "barlow_twins/redundancy": Metric(
-        "The part of the Barlow Twins loss from the off-diagonal entries, before its coefficient."
+        "The sum of the squared off-diagonal entries of the cross-correlation matrix, before it is "
+        "multiplied by `redundancy`."
     ),
     "barlow_twins/correlation": Metric(
-        "The mean correlation of a dimension between two views.", "The correlation rises towards 1."
+        "The correlation of a dimension between two views, averaged over dimensions.",
+        "The correlation rises towards 1.",
     ),
     "loss/mec": Metric(
-        "The negative coding length of MEC, scaled so that its first-order term is minus "
-        "`mec/similarity`.",
-        "The loss falls towards minus `mec/similarity` as the terms of higher order shrink.",
+        "The negative coding length of maximum entropy coding (MEC), scaled so that its "
+        "first-order term is the negative of `mec/similarity`.",
+        "The loss falls towards the negative of `mec/similarity` as the higher-order terms shrink.",
     ),
     "mec/similarity": Metric("The mean cosine similarity of two views of an image."),
     "loss/siglip": Metric(
         "The pairwise sigmoid loss of a view, summed over all other views in the batch.",
-        "With two views and the default bias, the loss starts near 10 if similarities are near 0.",
+        "With two views per image and the default bias, the loss starts near 10 if similarities "
+        "are near 0.",
     ),
     "siglip/scale": Metric("The learned factor by which cosine similarities are multiplied."),
     "siglip/bias": Metric("The learned bias that is added to the logits."),
     "loss/koleo": Metric(
-        "The mean of minus the logarithm of an embedding's distance to its nearest neighbor.",
+        "The mean negative logarithm of the distance of an embedding to its nearest neighbor.",
         "The loss falls as embeddings spread, and is 18.4 if all embeddings are equal.",
     ),
     "koleo/nearest": Metric(
@@ -89,27 +95,30 @@ METRICS = {
     ),
     "loss/dense": Metric(
         "The InfoNCE loss of patch tokens matched between two views.",
-        "A uniform guess costs the logarithm of one more than the views of other images.",
+        "A uniform guess has the loss log(N + 1), where N is the number of views of other images.",
     ),
     "dense/top1": Metric(
         "The fraction of patch tokens that are more similar to their match than to any negative.",
-        "It rises towards 1.",
+        "The fraction rises towards 1.",
     ),
     "dense/positive_similarity": Metric(
         "The mean cosine similarity of a projected patch token to its match in another view."
     ),
     "loss/latents": Metric(
-        "The squared error of the predicted latents of masked patches.",
-        "Predicting the mean of all targets costs the square of `latents/deviation`. The loss can "
-        "rise while the teacher learns.",
+        "The mean squared error of the predicted latents of masked patches.",
+        "Predicting the mean of all targets has a loss of about the square of `latents/deviation`. "
+        "The loss can rise while the teacher learns.",
     ),
     "latents/deviation": Metric(
-        "The standard deviation of a feature of the teacher's latents over masked patches.",
-        "A fall to 0 is a collapse: all patches have equal latents.",
+        "The standard deviation of the teacher's latents over masked patches, averaged over "
+        "features.",
+        "A fall to 0 means collapse: all patches have equal latents.",
     ),
-    "loss/disentangle": Metric("The penalty on dependent dimensions of the pooled embedding."),
+    "loss/disentangle": Metric(
+        "The penalty on dependence between dimensions of the pooled embedding."
+    ),
     "disentangle/mean_square_correlation": Metric(
-        "The mean squared correlation of two dimensions of the pooled embedding.",
+        "The mean squared correlation between different dimensions of the pooled embedding.",
         "The value is 0 if dimensions are uncorrelated, and 1 if all are copies of one dimension.",
     ),
     "contrastive/excluded_negatives": Metric(
@@ -139,17 +148,17 @@ METRICS = {
     ),
     "denoising/explained": Metric(
         "1 minus the ratio of `denoising/residual` to `denoising/energy`.",
-        "1 is a perfect prediction, 0 is as good as predicting zeros, and less is worse.",
+        "The value is 1 for a perfect prediction, 0 for predicting zeros, and negative if worse.",
     ),
     "denoising/linear_bound": Metric(
         "The fraction of the noise energy that the best linear denoiser of a patch explains.",
         "The value is logged once, before the first step, if `noise.linear_bound` is on.",
     ),
     "embedding/std": Metric(
-        "The standard deviation of the embeddings at unit length, scaled by the square root of "
-        "their width.",
+        "The standard deviation of L2-normalized embeddings, averaged over dimensions and "
+        "multiplied by the square root of the width.",
         "The value is 1 if embeddings are spread evenly over the sphere, and 0 if they are all "
-        "equal. A fall to 0 is collapse.",
+        "equal. A fall to 0 means collapse.",
     ),
     "embedding/effective_rank": Metric(
         "The exponential of the entropy of the normalized singular values of the embeddings.",
@@ -162,8 +171,8 @@ METRICS = {
         unit="%",
     ),
     "probe/effective_rank": Metric(
-        "The effective rank of the features of the kNN probe, which come from unmasked images.",
-        "The rank is at most the encoder's width. A fall to a few dimensions is a collapse.",
+        "The effective rank of the encoder's features of unmasked images.",
+        "The rank is at most the encoder's width. A fall to a few dimensions means collapse.",
     ),
     "probe/uniformity": Metric(
         "The logarithm of the mean of exp(-2 d^2), where d is the distance between the normalized "
@@ -172,8 +181,8 @@ METRICS = {
     ),
     "probe/tolerance": Metric(
         "The mean cosine similarity of the features of two test images of the same class.",
-        "A low temperature of the contrastive loss reduces this similarity, since it pushes images "
-        "of the same class apart.",
+        "A low temperature of the contrastive loss reduces the similarity, since the loss then "
+        "pushes images of the same class apart.",
     ),
     "probe/dead_dimensions": Metric(
         "The fraction of feature dimensions that hardly vary over the test images.",
@@ -192,15 +201,17 @@ METRICS = {
     ),
     "param_norm": Metric(
         "The global norm of the parameters.",
-        "The norm changes slowly.",
+        "In a healthy run, the norm changes slowly.",
     ),
     "skipped_steps": Metric(
-        "The number of updates skipped so far because a loss or gradient was not finite.",
+        "The number of updates skipped so far because the loss, a gradient or a result was not "
+        "finite.",
         "The number is 0, or small with 16-bit types.",
     ),
     "images_per_second": Metric(
         "The throughput of training over all devices. An image with several views counts once.",
-        "The throughput is steady. A slow file system or another program can cause dips.",
+        "In a healthy run, the throughput is steady. A slow file system or another program can "
+        "cause dips.",
         unit="images/s",
     ),
     "mfu": Metric(
@@ -216,8 +227,10 @@ METRICS = {
     ),
     "time": Metric("The time of day at which the line was written, in ISO 8601."),
     "elapsed_seconds": Metric(
-        "The time since the run began, without the time between a stop and its resume.", unit="s"
+        "The time since the run began, without the time between a stop and the resume.", unit="s"
     ),
     "examples": Metric("The number of images trained on. Steps repeated by a resume count once."),
-    "epoch": Metric("The number of images trained on, divided by the number in an epoch."),
+    "epoch": Metric(
+        "The number of images trained on, divided by the number of images in an epoch."
+    ),
 }

@@ -17,7 +17,7 @@ CLOCK = ("time", ELAPSED)  # the fields of a line that are no metrics, besides i
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the valid records of a run's ``metrics.jsonl``, or an empty list without the file."""
+    """Return the valid records of a run's ``metrics.jsonl``, or [] if there is no file."""
     return [record for _, record in _lines(workdir / "metrics.jsonl") if record is not None]
 
 
@@ -28,11 +28,11 @@ def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 
 
 class JsonLines(Tracker):
-    """The tracker that writes `metrics.jsonl`, from which reports and a resume read the metrics.
+    """The tracker that writes `metrics.jsonl`, which run reports and resumed runs read.
 
-    A line has the step, the time of day, the seconds since the run began, and the metrics. The
-    seconds exclude the time between a stop and the resume. If the disk is full, lines wait in
-    memory until there is space.
+    Each line of the file has the step, the time of day, the seconds since the run began, and the
+    metrics. The elapsed seconds exclude the time between a stop and the resume. If the disk is
+    full, lines stay in memory until there is space.
 
     Args:
         workdir: The run directory.

@@ -1,4 +1,4 @@
-"""The loss-spike detector, which also detects repeated updates that are not finite."""
+"""A detector of loss spikes and of consecutive non-finite updates."""
 
 import math
 from collections import deque
@@ -15,10 +15,10 @@ Verdict = Literal["broken", "spike"]
 
 
 class LossSpikeDetector:
-    """A detector of loss spikes and of updates that are not finite.
+    """A detector of loss spikes and of consecutive non-finite updates.
 
-    The detector reads each loss `STEPS_IN_FLIGHT` steps later, so that the host does not wait for
-    the step.
+    The detector reads the loss of a step only `STEPS_IN_FLIGHT` steps later, so that the host does
+    not wait for the step.
 
     Args:
         config: The resolved configuration. The detector reads ``skipped_updates_limit`` and
@@ -43,7 +43,8 @@ class LossSpikeDetector:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state of the detector as JSON values. Blocks until all dispatched steps finish."""
+        """The state of the detector as JSON values. Reading the state blocks until all dispatched
+        steps have finished."""
         return {
             "pending": [[float(loss), float(skipped)] for loss, skipped in self._pending],
             "skipped": self._skipped,
@@ -61,9 +62,9 @@ class LossSpikeDetector:
                 finite.
 
         Returns:
-            `broken` once ``skipped_updates_limit`` updates in a row were skipped. `spike` once the
-            loss exceeded its running mean by ``spike.deviations`` running standard deviations for
-            ``spike.steps`` steps in a row. Otherwise None.
+            `broken` once ``skipped_updates_limit`` updates in a row were skipped. `spike` once
+            ``spike.steps`` losses in a row exceeded the running mean by more than
+            ``spike.deviations`` running standard deviations. Otherwise None.
         """
         self._pending.append((loss, skipped))
         if len(self._pending) <= STEPS_IN_FLIGHT:
@@ -86,8 +87,8 @@ class LossSpikeDetector:
         """Return the number of consecutive losses that are far above the running mean.
 
         A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
-        running standard deviations. The running statistics ignore such losses until ``spike.steps``
-        of them in a row establish a new level.
+        running standard deviations. The running statistics ignore losses far above the mean until
+        ``spike.steps`` of them in a row establish a new level.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

@@ -39,7 +39,7 @@ class MetricWriter:
     Call `truncate_after`, which starts the trackers, before any other method. If a tracker fails,
     its first error is logged as a warning, and the run continues.
 
-    As a context manager it also reports to the trackers how the run ended.
+    As a context manager, the writer also reports to the trackers how the run ended.
 
     Args:
         workdir: The run directory.
@@ -70,7 +70,7 @@ class MetricWriter:
         self.close("finished" if error is None else "stopped" if stopped else "failed")
 
     def truncate_after(self, step: int) -> None:
-        """Start or restart the trackers, and drop the metrics after a step, which are repeated.
+        """Start or restart the trackers, and drop metrics of steps that will be repeated.
 
         Raises:
             OSError: `metrics.jsonl` cannot be written. Errors of other trackers are only logged.
@@ -114,7 +114,8 @@ class MetricWriter:
         self._call_all("checkpoint", step, str(path))
 
     def close(self, outcome: Outcome = "finished") -> None:
-        """Finish all trackers. Blocks for up to `FINISH_SECONDS` for trackers in the background."""
+        """Finish all trackers. Waits up to `FINISH_SECONDS` for the background threads of
+        trackers."""
         if not self._started:
             return
         self._started = False
@@ -139,7 +140,7 @@ class MetricWriter:
         call = getattr(self._trackers[name], method)
         if lane := self._lanes.get(name):
             if not lane.put(self._attempt, name, call, *arguments):
-                self._warn(name, "the queue of its background thread is full")
+                self._warn(name, "the queue of the tracker's background thread is full")
         else:
             self._attempt(name, call, *arguments)
 
@@ -156,7 +157,7 @@ class MetricWriter:
 
     def _warn(self, name: str, reason: str) -> None:
         if name not in self._failed:
-            later = "; resuming the run sends the missing ones" if name in self._lanes else ""
+            later = "; resuming the run sends the missing metrics" if name in self._lanes else ""
             logging.warning(
                 "metrics of %s cannot be written by the tracker %s: %s%s",
                 self._workdir, name, reason, later,
@@ -164,7 +165,8 @@ class MetricWriter:
         self._failed.add(name)
 
     def _replay(self, tracker: Tracker, step: int) -> None:
-        """Pass the metrics and figures that a run wrote up to a step to a tracker, in order."""
+        """Pass the stored metrics and figures of all steps up to ``step`` to a tracker, in
+        order."""
         lines: dict[int, list[dict[str, float]]] = {}
         for record in read_metrics(self._workdir):
             values = {

@@ -30,8 +30,9 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 class MLflow(Tracker):
     """The tracker that sends a run to MLflow. A resumed run continues the same MLflow run.
 
-    MLflow cannot replace a value. Steps that a resume or a rollback repeats are therefore not sent
-    again. A parameter keeps its first value; ``config.json`` holds the current configuration.
+    MLflow cannot replace a logged value, so the metrics of steps that a resume or a rollback
+    repeats are not sent again. An MLflow parameter keeps its first value; ``config.json`` holds the
+    current configuration.
 
     Args:
         workdir: The run directory, whose name becomes the name of the MLflow run.
@@ -49,7 +50,7 @@ class MLflow(Tracker):
         self._outcome: Outcome = "finished"
 
     def start(self, step: int) -> None:
-        """Create or resume the MLflow run. A call after a rollback does nothing."""
+        """Create or resume the MLflow run. A second call, as after a rollback, does nothing."""
         if self._client:
             return
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -131,7 +132,7 @@ class MLflow(Tracker):
         self._client.set_tag(self._run, "checkpoint", path[:LONGEST])
 
     def outcome(self, outcome: Outcome) -> None:
-        """Store the outcome, which `finish` sends."""
+        """Store the outcome of the run, which `finish` sends."""
         self._outcome = outcome
 
     def finish(self) -> None:

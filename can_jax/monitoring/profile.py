@@ -25,17 +25,18 @@ class TraceWindow:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Start the trace before ``step`` is dispatched, if it is the first traced step."""
+        """Start the trace if ``step``, which is about to be dispatched, is the first traced
+        step."""
         if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after(self, step: int, done: jax.Array) -> str | None:
-        """Stop the trace if ``step`` is the last traced one, after waiting for it to finish.
+        """Stop the trace once ``step`` has finished, if ``step`` is the last traced step.
 
         Args:
             step: The step that was dispatched.
-            done: An output of the step. The trace ends once it is computed.
+            done: An output of the step; the trace ends once this output is computed.
 
         Returns:
             A message if the trace was written, otherwise None.

@@ -15,7 +15,7 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
     2210.02885).
 
     Args:
-        gram: ``E.T @ E`` of the embeddings ``E``, up to a positive factor.
+        gram: The matrix ``E.T @ E`` of embeddings ``E``, up to a positive factor.
     """
     if not np.isfinite(gram).all():
         return math.nan
@@ -25,7 +25,7 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
 
 
 def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Fetch the metrics of a step to the host, and compute the metrics that depend on others.
+    """Fetch the metrics of a step to the host, and compute metrics that are derived from others.
 
     ``embedding/gram`` is replaced by ``embedding/effective_rank``. ``denoising/explained`` is 1 for
     a perfect prediction of the noise, 0 for a prediction of zeros, and negative for a worse one.

@@ -20,7 +20,7 @@ COMPARED = ("loss/total", "probe/knn")  # metrics in the tab HParams
 
 
 def write_restart(folder: epath.Path, step: int) -> None:
-    """Write an event that makes TensorBoard ignore the existing events after a step.
+    """Write an event file that makes TensorBoard ignore the existing events after a step.
 
     Args:
         folder: The folder of the event files.
@@ -56,7 +56,7 @@ class TensorBoard(Tracker):
         self._events: Any = None
 
     def start(self, step: int) -> None:
-        """Open a new event file. TensorBoard then ignores the older events after a step."""
+        """Open a new event file. TensorBoard then ignores events after ``step`` in older files."""
         if self._events:
             self._events.close()
         if self._folder.exists():

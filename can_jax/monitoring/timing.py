@@ -58,7 +58,7 @@ def process_age() -> float:
 
 
 class Startup:
-    """A stopwatch for the parts of the time between the start of the command and the first step."""
+    """A stopwatch for the phases from the start of the command to the end of the first step."""
 
     _told = False  # only the first run of a process counts from the start of the process
 
@@ -110,7 +110,7 @@ class StepClock:
         """Count a dispatched step. Blocks while more than `STEPS_IN_FLIGHT` steps are pending.
 
         Args:
-            result: An output of the step. The step counts as finished once it is computed.
+            result: An output of the step; the step counts as finished once this output is computed.
         """
         self._steps += 1
         self._in_flight.append(result)
@@ -119,7 +119,8 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time in this context from the window. Blocks first until devices are idle."""
+        """Exclude the time in this context from the window. On entry, blocks until devices are
+        idle."""
         self._fence()
         start = time.perf_counter()
         yield
@@ -128,7 +129,8 @@ class StepClock:
         self.all_paused += seconds
 
     def window(self) -> Window:
-        """Block until all counted steps are finished, return their timing, start a new window."""
+        """Block until all counted steps are finished; return their timing and start a new
+        window."""
         self._fence()
         seconds = time.perf_counter() - self._start - self._paused_seconds
         window = Window(self._steps, seconds, self._data_seconds)

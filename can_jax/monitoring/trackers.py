@@ -34,9 +34,9 @@ class Tracker:
     tracker is logged as a warning and does not end the run.
 
     Attributes:
-        in_background: Whether a background thread calls the methods, so that training does not
-            wait for them. When a run resumes, the thread then passes all earlier metrics and
-            figures after `start`, so that the tracker can add those that it lacks.
+        in_background: Whether a background thread calls the methods, so that training does not wait
+            for them. When a run resumes, the background thread calls `start` and then passes all
+            earlier metrics and figures, so that the tracker can add missing ones.
     """
 
     in_background: ClassVar[bool] = False
@@ -44,8 +44,8 @@ class Tracker:
     def start(self, step: int) -> None:
         """Start to track after a step: 0 for a new run, or the step from which the run resumes.
 
-        A rollback calls this method again. The metrics of the steps after ``step`` are then passed
-        a second time.
+        A rollback calls this method again. After a rollback, the metrics of the steps after
+        ``step`` are passed a second time.
         """
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class Tracker:
         """Track the environment of this process: commit, versions, devices and the command."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Track the metrics of a step. Several calls can have the same step."""
+        """Track the metrics of a step. Several calls can pass metrics of the same step."""
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Track a figure of a step."""
@@ -77,7 +77,8 @@ class Tracker:
 
 TrackerFactory = Callable[[epath.Path], Tracker]
 TRACKERS: Registry[TrackerFactory] = Registry("tracker")
-"""The trackers by name: functions or classes that return a tracker, given the run directory."""
+"""The registry of trackers: functions or classes that take the run directory and return a
+tracker."""
 
 
 def selected(names: Collection[str]) -> dict[str, TrackerFactory]:
@@ -102,7 +103,7 @@ def check_trackers(names: Collection[str]) -> None:
 
     Raises:
         UserError: A tracker does not exist, or its client is not installed. For a missing client,
-            the message has the install command.
+            the message contains the install command.
     """
     for name in names:
         try:
@@ -115,7 +116,8 @@ def check_trackers(names: Collection[str]) -> None:
         client = importlib.util.find_spec(name)
         if client is None or client.origin is None:
             raise UserError(
-                f"config.trackers={name}: its client is not installed: {install_command(name)}"
+                f"config.trackers={name}: the client library is not installed: "
+                f"{install_command(name)}"
             )
 
 

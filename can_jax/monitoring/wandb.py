@@ -29,7 +29,8 @@ class WandB(Tracker):
     sent again.
 
     Args:
-        workdir: The run directory. The client writes its folder ``wandb`` into a local directory.
+        workdir: The run directory. If the run directory is local, the W&B client writes into its
+            subfolder ``wandb``.
     """
 
     in_background = True
@@ -44,7 +45,7 @@ class WandB(Tracker):
         self._code = 0
 
     def start(self, step: int) -> None:
-        """Create or resume the W&B run. A call after a rollback does nothing."""
+        """Create or resume the W&B run. A second call, as after a rollback, does nothing."""
         if self._run:
             return
         import wandb
@@ -96,7 +97,8 @@ class WandB(Tracker):
         self._run.summary["checkpoint"] = path
 
     def outcome(self, outcome: Outcome) -> None:
-        """Set the exit code that `finish` sends. Mark a run that a signal stopped as preempted."""
+        """Set the exit code that `finish` sends. If a signal stopped the run, mark it as
+        preempted."""
         if outcome == "stopped":
             self._run.mark_preempting()
         self._code = int(outcome != "finished")
@@ -108,7 +110,8 @@ class WandB(Tracker):
             self._run.finish(self._code)
 
     def _at(self, step: int, values: dict[str, Any]) -> None:
-        """Add values to the row of a step. If the open row is of another step, send that first."""
+        """Add values to the row of a step. If the open row belongs to another step, send the open
+        row first."""
         if step != self._step:
             self._send()
             self._step = step
@@ -126,7 +129,7 @@ class WandB(Tracker):
 def last_row(path: Path) -> int:
     """Return the last step in the file of an offline run, or -1 if the file has no steps.
 
-    A client that was killed may not have written all of the rows that it received.
+    A killed client may not have written all rows that it received.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -140,7 +143,7 @@ def last_row(path: Path) -> int:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield the complete records in the content of the file of an offline run."""
+    """Yield the complete records in the bytes of an offline run's file."""
     at, parts = FILE_HEADER, b""
     while at + HEADER.size <= len(data):
         left = BLOCK - at % BLOCK

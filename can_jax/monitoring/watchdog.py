@@ -1,4 +1,4 @@
-"""A watchdog that aborts a run that makes no progress and prints the stack of each thread."""
+"""A watchdog that aborts a run without progress, after printing the stack of each thread."""
 
 import contextlib
 import threading
@@ -14,13 +14,13 @@ MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stack
 
 
 class Watchdog:
-    """A background thread that aborts the program if no step completes in time.
+    """A background thread that aborts the program if no step completes within a time limit.
 
-    The thread regularly resets a timer in C. While a C extension holds the GIL, the thread cannot
-    run, and the timer prints the stacks instead.
+    The thread regularly resets a timer that is implemented in C. While a C extension holds the GIL,
+    the thread cannot run, and the timer prints the stacks instead.
 
     Args:
-        seconds: The maximum time between steps; 0 disables the watchdog.
+        seconds: The maximum time between steps in seconds; 0 disables the watchdog.
         during: The operation that the message names instead of a step, such as "while opening the
             data".
     """

@@ -265,7 +265,9 @@ def test_tracker_without_its_client_or_name_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="no tracker 'wandbb'; did you mean 'wandb'"):
         check_trackers(("wandbb",))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"its client is not installed: pip install .*\[mlflow\]"):
+    with pytest.raises(
+        UserError, match=r"client library is not installed: pip install .*\[mlflow\]"
+    ):
         check_trackers(("mlflow",))
 
 
@@ -274,5 +276,5 @@ def test_a_folder_of_the_name_of_a_client_is_no_client(tmp_path, monkeypatch):
     (Path(tmp_path) / "aim").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "aim", raising=False)
-    with pytest.raises(UserError, match="client is not installed"):
+    with pytest.raises(UserError, match="client library is not installed"):
         check_trackers(("aim",))
