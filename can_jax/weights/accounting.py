@@ -1,4 +1,4 @@
-"""Checks that an encoder uses every array of a weight file, except known arrays outside of it."""
+"""Checks that an encoder uses all arrays of a weight file, and that fixed positions are correct."""
 
 import re
 from collections.abc import Collection
@@ -22,11 +22,11 @@ OUTSIDE = re.compile(
 
 
 def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
-    """Raise `UserError` for an array that is neither used nor known to be outside of the encoder.
+    """Raise `UserError` for an unused array that is not known to be outside of the encoder.
 
     Args:
         arrays: The names of all arrays of a file.
-        used: The names of the arrays that the encoder takes.
+        used: The names of the arrays that the encoder uses.
     """
     unused = sorted(set(arrays) - set(used))
     if unknown := [name for name in unused if not OUTSIDE.fullmatch(name)]:
@@ -39,7 +39,8 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
 
 
 def _tolerance(positions: np.ndarray) -> float:
-    """Return the rounding error to allow for positions, given the narrowest type that fits them."""
+    """Return the tolerance for positions, which depends on the float type that holds them
+    exactly."""
     for dtype, bound in ((ml_dtypes.bfloat16, 2.5e-3), (np.float16, 3e-4)):
         if np.array_equal(positions.astype(dtype).astype(positions.dtype), positions):
             return bound
@@ -102,6 +103,7 @@ def _nearest_table(positions: np.ndarray, width: int) -> tuple[tuple[int, int] |
 
 
 def _heights(patches: int) -> list[int]:
-    """Return the heights of all grids of ``patches`` patches, the squarest first."""
+    """Return the heights of all grids of ``patches`` patches, beginning with the most square
+    grid."""
     heights = [height for height in range(1, patches + 1) if patches % height == 0]
     return sorted(heights, key=lambda height: abs(np.log(height**2 / patches)))

@@ -25,7 +25,7 @@ EXPORTED = ("model.safetensors", "model.npz")
 
 
 def stated_beside(file: epath.Path) -> Stated:
-    """Return the model facts that other files in the folder of a weight file state.
+    """Return the model facts from the other files in a weight file's folder.
 
     Args:
         file: The path of the weight file.
@@ -49,7 +49,7 @@ def stated_beside(file: epath.Path) -> Stated:
 
 
 def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
-    """Return the model facts that an export of can_jax stores, after a check of ``gelu``.
+    """Return the model facts that an export of can_jax stores, after checking ``gelu``.
 
     Args:
         facts: The facts by name, such as ``width`` and ``heads``.

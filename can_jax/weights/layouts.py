@@ -134,7 +134,7 @@ def from_huggingface(arrays: Arrays) -> Arrays:
 
 
 def _file_name(name: str) -> str:
-    """Return the name that an array of transformers has in weight files, without model prefix.
+    """Return the name that an array of transformers has in weight files, without the model prefix.
 
     Since version 5 of transformers, some parameters have shorter names in memory than in files.
     """
@@ -189,7 +189,8 @@ def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
 
 
 def from_big_vision(arrays: Arrays) -> Arrays:
-    """Convert an encoder of big_vision to MAE's names. Unknown arrays keep their names."""
+    """Convert an encoder of big_vision to MAE's names. Unknown arrays keep their names, without
+    ``params/``."""
     rest = {name.removeprefix("params/"): array for name, array in arrays.items()}
     positions = rest.pop("pos_embedding")
     converted = {
@@ -234,7 +235,7 @@ KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
 
 
 def layout_of(arrays: Arrays) -> str | None:
-    """Return the key in `KNOWN` of the layout whose names the arrays have, or None."""
+    """Return the layout that the names of the arrays follow, as a key of `KNOWN`, or None."""
     for layout, (pattern, _) in KNOWN.items():
         if any(re.fullmatch(pattern, name) for name in arrays):
             return layout

@@ -124,7 +124,8 @@ def merged(*parts: Stated) -> Stated:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """Return whether two values are equal: numbers up to rounding, a single one broadcast."""
+    """Return whether two values are equal up to rounding; a single number is broadcast to a
+    list."""
     try:
         return np.allclose(np.asarray(value, float), np.asarray(other, float), rtol=1e-6, atol=0)
     except (TypeError, ValueError):  # The values are not numbers, or have different lengths.
@@ -210,7 +211,7 @@ def _processor(config: Facts) -> Stated:
 
 
 def _not_in_unit_range(config: Facts) -> str | None:
-    """Return the setting for which a processor normalizes images outside [0, 1], or None."""
+    """Return the processor setting that moves images out of [0, 1], or None if there is none."""
     if not config.get("do_rescale", True):
         return f"do_rescale={json.dumps(config['do_rescale'])}"
     factor = config.get("rescale_factor", 1 / 255)

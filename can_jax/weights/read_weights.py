@@ -31,7 +31,7 @@ class Weights(NamedTuple):
         arrays: The arrays under MAE's names or can_jax's names.
         facts: The known facts about the encoder, such as ``heads``, by their names in an export's
             manifest. The fact ``options`` holds the required options of `can_jax.models.variant`.
-        keys: The file and key that state each fact, for messages.
+        keys: For each fact, the file and key that state the fact, as shown in messages.
         warnings: Warnings to print about assumptions, and about weights that are not used.
     """
 
@@ -43,7 +43,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: epath.Path) -> Weights:
-    """Read weights, and the facts that their file and its folder state about the encoder.
+    """Read an encoder's weights, and the facts about the encoder in the weight file and its folder.
 
     Args:
         path: The path of a weight file, an export, or a folder of Hugging Face or timm.
@@ -82,7 +82,7 @@ def _stated(file: epath.Path, contents: Contents) -> Stated:
         except ValueError:
             facts = None
         if not isinstance(facts, dict):
-            raise UserError(f"its metadata {METADATA} is malformed: {text[:60]!r}")
+            raise UserError(f"the metadata {METADATA} is malformed: {text[:60]!r}")
         parts.append(stated_by_export(facts, f"metadata {METADATA}: "))
     return merged(*parts, stated_beside(file))
 
@@ -98,8 +98,9 @@ def complete(
 
     Args:
         weights: The result of `read_weights`.
-        heads: The number of attention heads, which must agree with the files if they state it.
-        mean, std: The normalization of images in [0, 1]: one number, or one for each channel.
+        heads: The number of attention heads; must equal the number that the files state, if any.
+        mean, std: The mean and standard deviation of images in [0, 1], each as one number or as one
+            number per channel.
         image_size: The size (height, width) in pixels, used only if neither positions nor files
             determine the size.
 
@@ -126,7 +127,7 @@ def _complete(
     if "image_size" not in facts:
         if OWN not in arrays:
             raise UserError(
-                "there is no pos_embed, so the positions are unknown: use a file that holds it"
+                "there is no pos_embed, so the positions are unknown: use a file with pos_embed"
             )
         size = stated.get("image_size") or image_size
         if size is None:
@@ -208,10 +209,10 @@ def _refuse_contradictions(weights: Weights, actual: Facts) -> None:
 
 
 def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
-    """Return the number of heads: that of a file, of the caller, or of a ViT of this size."""
+    """Return the number of attention heads: as stated, or that of the known ViT of this size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
-        raise UserError(f"heads={given}: the weights have {stated} heads; leave it out")
+        raise UserError(f"heads={given}: the weights have {stated} heads; omit this value")
     heads = given if stated is None else stated
     if heads is None:
         heads = KNOWN_HEADS.get((width, depth))
@@ -239,8 +240,8 @@ def channel_values(name: str, value: Any, channels: int) -> list[float]:
         channels: The number of channels.
 
     Raises:
-        UserError: The value has a wrong length or is not finite, is outside [0, 1], or is a
-            standard deviation of 0.
+        UserError: The value has a wrong length, is not finite, is outside [0, 1], or is a standard
+            deviation of 0.
     """
     values = list(value) if isinstance(value, list | tuple) else [value] * channels
     if len(values) != channels:

@@ -31,10 +31,11 @@ class Contents(NamedTuple):
     """The contents of a weight file.
 
     Attributes:
-        arrays: The arrays by name. Names of Hugging Face and big_vision are converted to MAE's.
-        layout: The library whose names the file uses, ``Hugging Face`` or ``big_vision``; None for
-            all other names.
-        heads: The number of attention heads; None if no array has an axis for them.
+        arrays: The arrays of the file by name. Names of Hugging Face and big_vision are converted
+            to MAE's.
+        layout: The library whose array names the file uses, ``Hugging Face`` or ``big_vision``;
+            None for other names.
+        heads: The number of attention heads; None if no array has a separate axis of heads.
         metadata: The metadata strings of a safetensors file; empty for other files.
         notes: Warnings about weights in the file that are not used.
     """
@@ -99,7 +100,9 @@ def _one_file(path: epath.Path) -> OneFile:
     try:
         with path.open("rb") as file:
             if file.read(len(LFS)) == LFS:
-                raise UserError("it is a Git LFS pointer: fetch the file with `git lfs pull`")
+                raise UserError(
+                    "the file is a Git LFS pointer: fetch the content with `git lfs pull`"
+                )
         contents = READERS[path.suffix](path)
         return contents._replace(
             arrays={name: _plain(name, a) for name, a in contents.arrays.items()}
@@ -132,7 +135,7 @@ def _shards(path: epath.Path) -> Arrays:
     for name in names:
         shard = path.parent / name
         if "/" in name or "\\" in name or not shard.exists():
-            raise UserError(f"{path} names {name}, which is not in its folder")
+            raise UserError(f"{path} names {name}, which is not in the same folder")
         arrays |= _one_file(shard).arrays
     if missing := sorted(files.keys() - arrays.keys()):
         raise UserError(f"{path} names {missing[0]}, which is not in {files[missing[0]]}")

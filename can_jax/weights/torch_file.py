@@ -108,7 +108,7 @@ class _Storages:
         return np.array(view)
 
     def _bytes(self, member: zipfile.ZipInfo) -> bytes | memoryview:
-        """Return the content of a storage, and check it on the first call."""
+        """Return the content of a storage; verify the checksum on the first call."""
         if member.filename in self._verified:
             lengths = self._content[member.header_offset + 26 : member.header_offset + 30]
             start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
@@ -145,7 +145,8 @@ class _Unpickler(pickle.Unpickler):
         """Return an allowed global, or raise `UserError` for any other name."""
         if (module, name) not in self._allowed:
             raise UserError(
-                f"it requires {module}.{name}, which is not a tensor; no code of the file was run"
+                f"the file requires {module}.{name}, which is not a tensor; no code of the file "
+                "was run"
             )
         return self._allowed[module, name]
 
@@ -156,21 +157,21 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_pickle(content: bytes) -> None:
-    """Reject a pickle with a memo index above its size, for which Python would reserve memory.
+    """Reject a pickle with a memo index above the pickle's size, which would allocate much memory.
 
     Raises:
-        ValueError: The pickle is damaged, or has a memo index above its size.
+        ValueError: The pickle is damaged, or has a memo index above its size in bytes.
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
-            raise ValueError(f"its pickle has the memo index {argument}, which exceeds its size")
+            raise ValueError(f"the pickle has the memo index {argument}, which exceeds its size")
 
 
 def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Return the arrays of a PyTorch file by name, and notes on other models in it.
+    """Return the arrays of a PyTorch file by name, and notes on other models in the file.
 
     From a training checkpoint, the arrays under `model`, `state_dict` or `module` are returned. A
-    checkpoint without these three keys must hold a single model.
+    checkpoint with none of the keys `model`, `state_dict` and `module` must hold a single model.
 
     Args:
         content: The bytes of the file.
@@ -181,7 +182,7 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError(
-            "it is not an archive of PyTorch 1.6 or later: load it with PyTorch and save it again"
+            "the file is not an archive of PyTorch 1.6 or later: load and save it with PyTorch"
         )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         budget = Budget(len(content))
@@ -190,29 +191,29 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         folder = description.removesuffix("data.pkl")
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("the numbers in the file are big-endian, which is not supported")
         pickled = archive.read(description)
         _check_pickle(pickled)
         storages = _Storages(content, archive, f"{folder}data/", budget)
         tree = _Unpickler(io.BytesIO(pickled), storages).load()
     if not isinstance(tree, dict):
-        raise ValueError(f"it holds a {type(tree).__name__}, not arrays by name")
+        raise ValueError(f"the file holds a {type(tree).__name__}, not arrays by name")
     _check_tree(tree)
     tree, notes = _model_in(tree)
     if not _is_state(tree):
         names = ", ".join(map(str, list(tree)[:5])) or "nothing"
-        raise UserError(f"it holds no arrays by name; it holds {names}")
+        raise UserError(f"the file holds no arrays by name; it holds {names}")
     arrays: dict[str, np.ndarray] = {}
     for name, array in _arrays_in(tree):
         plain = WRAPPED.sub("", name)
         if plain in arrays:
-            raise UserError(f"it holds {plain} twice, once as {name}")
+            raise UserError(f"the file holds {plain} twice, once as {name}")
         arrays[plain] = array
     return arrays, notes
 
 
 def _check_tree(tree: dict[Any, Any]) -> None:
-    """Reject dicts that contain themselves or are shared too often to traverse.
+    """Reject nested dicts that are cyclic, too deep or too large to traverse.
 
     Raises:
         ValueError: The items exceed `MOST_ITEMS`, or the nesting exceeds `DEEPEST`.
@@ -223,16 +224,17 @@ def _check_tree(tree: dict[Any, Any]) -> None:
         items += len(inner)
         if items > MOST_ITEMS or depth > DEEPEST:
             raise ValueError(
-                "its dicts are nested too deeply or too large: it is damaged, or not a checkpoint"
+                "nested dicts are too deep or too large: the file is damaged, or not a checkpoint"
             )
         todo += [(value, depth + 1) for value in inner.values() if isinstance(value, dict)]
 
 
 def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """Return the weights to use from a training checkpoint, and notes on other weights in it.
+    """Return the weights to use from a training checkpoint, and notes on its other weights.
 
     Raises:
-        UserError: The checkpoint holds several models, and none or more than one under a usual key.
+        UserError: The checkpoint holds several models, and not exactly one of them under a key of
+            `USUAL`.
     """
     notes: tuple[str, ...] = ()
     path = ""
@@ -246,14 +248,14 @@ def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
             usual = models
         if len(usual) != 1:
             raise UserError(
-                f"it holds several models: {', '.join(map(str, models))}; save only "
-                "the one to use in a file: "
+                f"the file holds several models: {', '.join(map(str, models))}; save one "
+                "of them in another file: "
                 f"torch.save(torch.load(file){path}[{models[-1]!r}], other_file)"
             )
         (used,) = usual
         if others := [str(key) for key in models if key != used]:
             notes += (
-                f"its weights {used!r} are used, but not {', '.join(map(repr, others))}; to use "
+                f"the weights {used!r} are used, but not {', '.join(map(repr, others))}; to use "
                 f"{others[0]!r}: torch.save(torch.load(file){path}[{others[0]!r}], other_file)",
             )
         tree, path = inner[used], f"{path}[{used!r}]"

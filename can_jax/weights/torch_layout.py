@@ -123,7 +123,7 @@ def entries(parameters: Any) -> Iterator[Entry]:
     """Yield MAE's name and the location of each array of a can_jax parameter tree.
 
     Raises:
-        KeyError: A parameter has no counterpart in MAE.
+        KeyError: A parameter is not in the tables of names.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         name = path_name(path)
@@ -194,7 +194,7 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
-    """Convert a tree of parameters, or of their gradients, to PyTorch arrays by MAE's names."""
+    """Convert a tree of parameters or gradients to PyTorch's layout, under MAE's names."""
     leaves = dict(jax.tree_util.tree_leaves_with_path(parameters))
     arrays = {}
     for name, path, layer in entries(parameters):
@@ -207,7 +207,8 @@ def from_torch(arrays: dict[str, np.ndarray], like: Any) -> Any:
     """Convert arrays in PyTorch's layout to a can_jax parameter tree.
 
     Args:
-        arrays: The arrays by MAE's names. Arrays without a counterpart in the tree are ignored.
+        arrays: The arrays in PyTorch's layout by MAE's names. Arrays without a counterpart in the
+            tree are ignored.
         like: A tree of arrays or shapes with the structure of the result.
 
     Raises:

@@ -25,8 +25,8 @@ ARRAYS_OF_OPTIONS = {
 def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]]:
     """Return arrays under the names that `torch_layout` expects, and the options they require.
 
-    Biases that the library omits become zeros. The learned positions of the class token and of the
-    registers are added to the tokens themselves.
+    Missing biases become zeros. The learned positions of the class token and of the registers are
+    added to the tokens themselves.
 
     Args:
         arrays: The arrays under MAE's names.
@@ -105,7 +105,7 @@ def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
     The positions of the class token and of the registers are added to the tokens themselves.
 
     Raises:
-        UserError: The rows form no square grid, and do not fit a stated image size.
+        UserError: The rows of positions form no square grid, and fit no stated image size.
     """
     table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
     registers = arrays["reg_token"].size // width if "reg_token" in arrays else 0

@@ -152,7 +152,7 @@ def test_shards_of_a_folder_are_read_with_its_configuration(tmp_path):
     shards(place, arrays)
     assert opened(place).facts["heads"] == 3
     (place / "model-00002-of-00002.safetensors").unlink()
-    refused(place, "names model-00002-of-00002.safetensors, which is not in its folder")
+    refused(place, "names model-00002-of-00002.safetensors, which is not in the same folder")
 
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5])

@@ -48,7 +48,7 @@ def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):
     ("damage", "message"),
     [
         (lambda place, table: (place / "model-00002-of-00002.safetensors").unlink(), "names mod"),
-        (lambda place, table: table["weight_map"].update(x="../secret.npz"), "not in its folder"),
+        (lambda place, table: table["weight_map"].update(x="../secret.npz"), "in the same folder"),
         (lambda place, table: table["weight_map"].update(x="model-00001-of-00002.safetensors"),
          "names x, which is not in"),
         (lambda place, table: table.pop("weight_map"), "is not a valid index of shards"),

@@ -41,7 +41,7 @@ def test_names_of_a_distributed_run_and_its_command_line(save_torch):
     for name in ("module.a", "_orig_mod.module.a", "a"):
         tree = {"model": {name: ARRAYS["half"]}, "args": argparse.Namespace(lr=1)}
         assert list(read_torch(save_torch(tree))[0]) == ["a"]
-    with pytest.raises(UserError, match=r"it holds a twice, once as module\.a"):
+    with pytest.raises(UserError, match=r"the file holds a twice, once as module\.a"):
         read_torch(save_torch({"a": ARRAYS["half"], "module.a": ARRAYS["half"]}))
 
 
@@ -70,7 +70,7 @@ def test_weights_beside_the_usual_ones_are_named(save_torch, used, others):
     np.testing.assert_array_equal(found["half"], ARRAYS["half"])
     (note,) = notes
     names = ", ".join(map(repr, others))
-    assert f"its weights '{used}' are used, but not {names}; to use" in note
+    assert f"the weights '{used}' are used, but not {names}; to use" in note
     assert f"torch.save(torch.load(file)['{others[0]}'], other_file)" in note
 
 
@@ -78,7 +78,7 @@ def test_weights_beside_the_usual_ones_are_named(save_torch, used, others):
     "names", [("student", "teacher"), ("encoder", "target_encoder"), ("model", "state_dict")]
 )
 def test_file_of_several_models_is_refused(save_torch, names):
-    message = f"several models: {', '.join(names)}; save only the one to use in a file: torch.save"
+    message = f"several models: {', '.join(names)}; save one of them in another file: torch.save"
     for tree in (dict.fromkeys(names, ARRAYS), {"model": dict.fromkeys(names, ARRAYS)}):
         with pytest.raises(UserError, match=message):
             read_torch(save_torch(REST | tree))
@@ -219,7 +219,7 @@ def test_dicts_that_hold_each_other_end(save_torch, circle):
         tree = {"x": tree, "y": tree}
     if circle:
         inner["z"] = tree
-    with pytest.raises(ValueError, match="are nested too deeply or too large"):
+    with pytest.raises(ValueError, match="nested dicts are too deep or too large"):
         read_torch(torch_file({"a": np.ones(3, np.float32)}, pickle.dumps(tree)))
 
 
