@@ -1,4 +1,4 @@
-"""The head of a fine-tuned classifier, with its arrays in the form that other libraries use."""
+"""The linear head of a fine-tuned classifier, for export to PyTorch libraries."""
 
 import dataclasses
 from typing import Any
@@ -17,14 +17,15 @@ from can_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """A linear head on pooled tokens.
+    """A linear classification head on pooled tokens.
 
     Attributes:
         step: The object that defines the classifier's forward pass.
         state: The training state of the classifier, on the host.
-        pool: The features that the head reads: ``patches``, ``all``, ``class`` or ``both``.
+        pool: The pooled tokens that the head reads: ``patches``, ``all``, ``class`` or ``both``.
         normalizes: Whether the head applies a LayerNorm to the pooled tokens.
-        kernel, bias: The parameters of the linear layer, with BatchNorm folded into them.
+        kernel, bias: The parameters of the linear layer, into which a BatchNorm of the head is
+            folded.
         norm: The scale and bias of the head's LayerNorm; None without LayerNorm.
         names: The name of each class, or its label as text if classes have no names.
     """

@@ -43,7 +43,7 @@ def refuse_options(model: Model, format: str, supported: set[str]) -> None:
 
 
 def is_dinov2(model: Model) -> bool:
-    """Return whether only the DINOv2 classes of Hugging Face support the encoder's options."""
+    """Return whether the encoder has LayerScale or registers, which require the DINOv2 classes."""
     return bool({"layer_scale", "registers"} & model.facts()["options"].keys())
 
 
@@ -54,7 +54,7 @@ def huggingface_class(model: Model, contents: str) -> str:
 
 
 def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
-    """Return the content of the `config.json` of Hugging Face.
+    """Return the content of `config.json` for a model of transformers.
 
     Args:
         model: The model to export.
@@ -118,7 +118,7 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
 def pooler(width: int) -> dict[str, np.ndarray]:
     """Return the arrays of a pooler that returns the class token unchanged.
 
-    `AutoModel` always builds a pooler, and initializes it at random if the file lacks it.
+    `AutoModel` builds a pooler, with random weights if the file has none.
     """
     return {
         "pooler.dense.weight": np.eye(width, dtype=np.float32),
@@ -127,9 +127,9 @@ def pooler(width: int) -> dict[str, np.ndarray]:
 
 
 def huggingface_processor(model: Model) -> dict[str, Any]:
-    """Return the content of `preprocessor_config.json`, close to the preprocessing of evaluations.
+    """Return the content of `preprocessor_config.json`.
 
-    `docs/weights.md` lists the two differences.
+    `docs/weights.md` lists two differences from the preprocessing of evaluations.
     """
     side, augment = model.config.data.image_size[0], model.config.augment
     return {
@@ -143,9 +143,9 @@ def huggingface_processor(model: Model) -> dict[str, Any]:
 
 
 def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
-    """Return the arguments of timm's `VisionTransformer` that differ from its defaults.
+    """Return the arguments with which timm's `VisionTransformer` reproduces the model.
 
-    The output of the timm model is the pooled feature of the run, or the logits of a classifier.
+    The timm model returns the pooled features of the run, or the logits of a classifier.
 
     Raises:
         UserError: The encoder or its head has an option that timm does not support.
@@ -175,7 +175,7 @@ def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
 
 
 def has_timm_names(model: Model) -> bool:
-    """Return whether timm can load the encoder's arrays under MAE's names unchanged."""
+    """Return whether timm can load the encoder's arrays under MAE's names without changes."""
     shared = {"layer_scale", "qk_norm", "gelu", "positions", "position_grid"}
     return model.facts()["options"].keys() <= shared
 
@@ -203,7 +203,7 @@ def timm_config(model: Model, contents: str) -> dict[str, Any]:
 
 
 def timm_arrays(model: Model, contents: str = "encoder") -> dict[str, np.ndarray]:
-    """Return the encoder, and the head of a classifier, under timm's names."""
+    """Return the arrays of the encoder, and of a classifier's head, under timm's names."""
     arrays, options = model.encoder(), model.facts()["options"]
     if contents == CLASSIFIER:
         head = head_of(model)

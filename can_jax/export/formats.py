@@ -41,7 +41,7 @@ ONE_FILE = 2**30  # The most bytes of weights inside an ONNX file; protobuf allo
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Model) -> None:
     """Write a safetensors file with the metadata that PyTorch libraries expect.
 
-    The metadata also holds the facts of `manifest.json`, so that the file is usable on its own.
+    The metadata also holds the model facts of `manifest.json`, so that the file can be used alone.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     facts = {name: fact for name, fact in model.facts().items() if name != "source"}
@@ -74,13 +74,13 @@ def write_json(path: epath.Path, content: dict[str, Any]) -> None:
 def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
     """Write files for `from_pretrained` of transformers; return the name of the weight file.
 
-    The model is `ViTModel` for an encoder, or `Dinov2Model` or `Dinov2WithRegistersModel` for one
-    with LayerScale or registers. The model for ``full`` is `ViTMAEForPreTraining`, and for a
-    classifier `ViTForImageClassification`.
+    An encoder is exported as `ViTModel` or, with LayerScale or registers, as `Dinov2Model` or
+    `Dinov2WithRegistersModel`. ``full`` is exported as `ViTMAEForPreTraining`, and a classifier as
+    `ViTForImageClassification`.
 
     Raises:
-        UserError: The images are not square, there is no decoder, or no class supports an option of
-            the encoder.
+        UserError: The images are not square, there is no decoder, or no transformers class supports
+            an option of the encoder.
     """
     full = contents == "full"
     height, width = model.config.data.image_size
@@ -101,7 +101,7 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
 
 
 def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write an npz file for big_vision's `vit.Model` (`pool_type="tok"`); return its name."""
+    """Write an npz file for big_vision's `vit.Model` (`pool_type="tok"`); return the file name."""
     encoder_only("big_vision", contents)
     refuse_options(model, "big_vision", {"gelu"})
     with (folder / "model.npz").open("wb") as file:
@@ -125,10 +125,10 @@ def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
 def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as a `jax.export` program and its weights; return the program's file name.
 
-    The program runs on CPU, CUDA and TPU for any number of images. The program's arguments are a
-    dict of weights and uint8 images. The result is the class token and the mean patch token,
-    concatenated, or the logits of a classifier. The weights are in a separate file, because one
-    program cannot hold those of a large model.
+    The program runs on CPU, CUDA and TPU for any number of images. The program has two arguments: a
+    dict of weights, and uint8 images. The result is the class token and the mean patch token,
+    concatenated, or the logits of a classifier. The weights are in a separate file, because a
+    serialized program cannot hold the weights of a large model.
     """
     if contents != CLASSIFIER:
         encoder_only("stablehlo", contents)
@@ -167,7 +167,7 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 
 
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write the encoder as an ONNX graph with PyTorch's exporter; return its file name.
+    """Write the encoder as an ONNX graph with PyTorch's exporter; return the file name.
 
     The graph normalizes images and applies the transformers model. The input `images` is uint8 of
     shape (n, height, width, channels), with any n. The output `tokens` holds the class token and

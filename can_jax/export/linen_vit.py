@@ -1,7 +1,7 @@
-"""big_vision's ViT, built from Flax Linen's own modules to verify exported files.
+"""A ViT of Flax Linen modules with big_vision's structure, which verifies exported files.
 
-Linen determines the parameters' names and shapes. A file is in big_vision's layout if this network
-accepts it and computes the same features.
+The Linen modules determine the shapes and most names of the parameters. A file is in big_vision's
+layout if this network accepts the file and computes the features of the exported model.
 """
 
 from typing import Any
@@ -93,10 +93,10 @@ def encode(
 
     Args:
         arrays: The arrays of the exported file, by name such as ``params/cls``.
-        pixels: The normalized images.
+        pixels: The normalized images as floats, channels last.
         size: The width, depth and number of heads of the encoder.
         patch_size: The side of a patch in pixels.
-        approximate: Whether to compute GELU by tanh, as big_vision does, instead of exactly.
+        approximate: Whether to use the tanh approximation of GELU, as big_vision does.
 
     Raises:
         KeyError: An array is missing or unexpected.

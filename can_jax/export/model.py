@@ -32,17 +32,20 @@ from can_jax.weights.torch_layout import to_torch
 
 FIXED = "fixed 2-D sin-cos: first half of the width for the column; zero for the class token"
 LEARNED = "learned; the class token already includes its own position"
+NORMALIZED = "each patch normalized by its own mean and standard deviation"
+PIXELS = "pixels of the normalized image"
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A pretrained model on the host.
+    """A pretrained model with its arrays in host memory.
 
     Attributes:
         config: The configuration of the run, or an equivalent one for imported weights.
         step: The step of the checkpoint; None if unknown.
-        parameters, batch_stats: The complete trees of parameters and BatchNorm statistics. A fixed
-            linear map before the patch embedding is folded into the embedding.
+        parameters, batch_stats: The trees of parameters and BatchNorm statistics. Classifiers and
+            imported weights have only the parameters of the encoder. A fixed linear map before the
+            patch embedding is folded into the embedding.
         source: The run directory, or the path of the imported weights.
         imported: Whether the weights come without a run, so that their training is unknown.
         head: The head of a fine-tuned classifier; None for other models.
@@ -71,10 +74,10 @@ class Model:
         """Return the arrays of encoder and decoder under MAE's names.
 
         MAE's decoder predicts pixels only, so an output layer for the noise is omitted. MAE's
-        decoder has no noise level, so the level is fixed at zero. If the level's embedding is added
-        to all patches, it is folded into the positions. If the embedding is added to visible
-        patches only, it is folded into the bias of ``decoder_embed``, and subtracted from the
-        position of the class token.
+        decoder has no input for the noise level, so the level is fixed at zero. A noise-level
+        embedding that is added to all patches is folded into the positions. A noise-level embedding
+        that is added to visible patches only is folded into the bias of ``decoder_embed``, and
+        subtracted from the position of the class token.
 
         Raises:
             UserError: The run has no decoder, or none that predicts pixels.
@@ -127,10 +130,11 @@ class Model:
         }
 
     def _of_training(self) -> dict[str, Any]:
-        """Return the facts required to compute the losses of the pretraining."""
+        """Return the mask ratio of the pretraining, and the form of the reconstruction targets."""
+        normalize = self.config.objective.reconstruction.normalize
         return {
             "mask_ratio": self.config.model.mask_ratio,
-            "patch_targets": "each patch normalized by its own mean and standard deviation",
+            "patch_targets": NORMALIZED if normalize else PIXELS,
         }
 
     def network(self, *modules: str) -> tuple[Any, Any]:

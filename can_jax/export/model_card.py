@@ -37,7 +37,7 @@ FILES = {
 
 
 def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
-    """Read the results of evaluations, and check that they are of the exported weights.
+    """Read the results of evaluations, and check that they belong to the exported weights.
 
     Args:
         model: The model to export.
@@ -79,7 +79,8 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
 
     Args:
         model: The exported model.
-        data: The training data as stated by the user; None to name the type of the data source.
+        data: The training data as stated by the user; None to state the type of the data source
+            instead.
     """
     config = model.config
     weights = config.objective
@@ -122,7 +123,8 @@ def without_path(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return a list of one Markdown list with all warnings, or an empty list without warnings."""
+    """Return all warnings as a list with one Markdown list, or as an empty list if there are
+    none."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results

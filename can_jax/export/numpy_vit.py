@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def norm(x: np.ndarray, arrays: Arrays, name: str, eps: float = EPS) -> np.ndarray:
-    """Apply the LayerNorm with the parameters ``name`` to the last axis."""
+    """Apply a LayerNorm to the last axis, with the parameters ``NAME.weight`` and ``NAME.bias``."""
     x = x - x.mean(axis=-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
     return x * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
@@ -69,12 +69,12 @@ def encode(
     """Return the tokens of normalized images, class token first.
 
     Args:
-        arrays: The arrays under MAE's names, including positions.
-        pixels: The normalized images.
+        arrays: The arrays of the encoder under MAE's names, including ``pos_embed``.
+        pixels: The normalized images as floats, channels last.
         heads: The number of attention heads.
         visible: The number of leading patches to encode; None for all.
         eps: The epsilon of the LayerNorms.
-        tanh: Whether to compute GELU by tanh instead of exactly.
+        tanh: Whether to use the tanh approximation of GELU instead of the exact form.
         final_norm: Whether to apply the final LayerNorm to the tokens.
 
     Raises:
@@ -103,10 +103,11 @@ def encode(
 def decode(
     arrays: Arrays, latent: Float[np.ndarray, "images visible units"], heads: int
 ) -> Float[np.ndarray, "images patches pixels"]:
-    """Return the predictions of MAE's decoder for all patches, of which the first are visible.
+    """Return the predictions of MAE's decoder for all patches; the first patches are the visible
+    ones.
 
     Args:
-        arrays: The arrays under MAE's names.
+        arrays: The arrays of the decoder under MAE's names.
         latent: The encoder's output for the class token and the visible patches.
         heads: The number of attention heads of the decoder.
 

@@ -1,8 +1,8 @@
-"""Verifiers of exported files: other implementations that compute a model's outputs from them.
+"""Verifiers: independent implementations that compute a model's outputs from exported files.
 
-Each verifier returns a dict with the key `TOKENS`, `PREDICTION` (of a decoder) or `LOGITS` (of a
-classifier), for the images of a `Sample`. `reference` computes the expected values with the run's
-own network.
+Each verifier returns a dict with outputs for the images of a `Sample`. The keys are `TOKENS`,
+`PREDICTION` (of a decoder) and `LOGITS` (of a classifier). `reference` computes the expected values
+with the run's own network.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Sample:
     Attributes:
         images: The uint8 images, (images, height, width, channels).
         pixels: The normalized float32 images, of the same shape.
-        visible: The number of leading patches that are visible to the decoder.
+        visible: The number of leading patches that are not masked when the decoder is verified.
     """
 
     images: np.ndarray
@@ -111,7 +111,7 @@ def reference(model: Model, sample: Sample, contents: str) -> Arrays:
 
 
 def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs by `numpy_vit.py`, from arrays under MAE's names."""
+    """Compute the outputs with `numpy_vit.py` from arrays under MAE's names."""
     variant = variant_of(model.config.model)
     options: dict[str, Any] = {"eps": variant.epsilon, "tanh": variant.gelu == "tanh"}
     if contents == CLASSIFIER:
@@ -134,7 +134,7 @@ def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arr
 def by_plain_reader(
     model: Model, file: epath.Path, sample: Sample, contents: str, *, pooled: bool = False
 ) -> Arrays:
-    """Compute the outputs by `numpy_vit.py`, from a file in the layout of any library.
+    """Compute the outputs with `numpy_vit.py` from a file in the layout of any supported library.
 
     Args:
         model: The exported model.
@@ -155,7 +155,7 @@ def by_plain_reader(
 
 
 def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Check that a file holds all arrays of the run, and compute the tokens by `numpy_vit.py`.
+    """Check that a file holds all arrays of the run, and compute the tokens with `numpy_vit.py`.
 
     Raises:
         UserError: An array of the file is missing, unexpected, or differs from that of the run.
@@ -171,14 +171,15 @@ def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) 
 
 
 def by_linen(model: Model, file: epath.Path, sample: Sample, *, approximate: bool) -> Arrays:
-    """Compute the tokens by Flax Linen, from a file in big_vision's layout."""
+    """Compute the tokens with Flax Linen from a file in big_vision's layout."""
     arrays = read_npz(file)
     size, patch = encoder_size(model.config.model), model.config.model.patch_size
     return {TOKENS: linen.encode(arrays, sample.pixels, size, patch, approximate=approximate)}
 
 
 def by_timm(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs by timm's `VisionTransformer`, which rejects missing or extra names."""
+    """Compute the outputs with timm's `VisionTransformer`, which rejects missing or extra
+    arrays."""
     import timm
     import torch
     from safetensors.torch import load_file
@@ -227,7 +228,7 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
 
 
 def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs by the transformers class of the exported contents."""
+    """Compute the outputs with the transformers class for the exported contents."""
     import torch
 
     with torch.no_grad():
@@ -248,7 +249,7 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
 
 
 def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute the tokens by ONNX Runtime, and check them for a batch of one image."""
+    """Compute the tokens with ONNX Runtime; check that one image alone gives the same tokens."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -260,7 +261,8 @@ def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute features or logits by the program, and check them for a batch of one image."""
+    """Compute features or logits with the program; check that one image alone gives the same
+    output."""
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     weights = read_npz(file.parent / "weights.npz")
     features = each_and_all(lambda images: program.call(weights, images), sample.images, file)

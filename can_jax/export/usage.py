@@ -1,7 +1,7 @@
 """Usage snippets for exported weights: a few lines of Python for each format.
 
-The export runs the snippets in its directory. Each snippet assigns the features or logits of two
-images to `features`.
+An export runs the snippets in the exported directory. Each snippet assigns the features or logits
+of two images to `features`.
 """
 
 import os
@@ -156,7 +156,7 @@ def _snippets_of(model: Model, format: str, contents: str) -> list[tuple[tuple[s
 
 
 def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
-    """Return the usage snippets of a format by library name, with the values of a model."""
+    """Return the usage snippets of a format by library name, filled in for a model."""
     facts = model.facts()
     height, width = facts["image_size"]
     fields = facts | {"height": height, "width_px": width}
@@ -173,7 +173,7 @@ def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -
     """Run the snippets whose libraries are installed, in the directory of an export.
 
     Returns:
-        The outcome of each snippet by library name, for the manifest.
+        A dict from library name to the outcome of the snippet, for the manifest.
 
     Raises:
         UserError: A snippet failed, or its features have a wrong shape.

@@ -1,4 +1,4 @@
-"""Verification of an export: independent code must compute the same outputs from its files."""
+"""Verification of an export: independent code must compute the same outputs from the files."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,7 +55,8 @@ def readers_of(
 
 
 def error_of(outputs: Arrays, expected: Arrays) -> float:
-    """Return the largest absolute error of any array, relative to its largest reference value."""
+    """Return the largest error over all arrays: the maximum absolute error of an array divided by
+    its maximum absolute reference value."""
     return max(
         float(np.abs(array - expected[name]).max() / np.abs(expected[name]).max())
         for name, array in outputs.items()
@@ -66,11 +67,12 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
     """Compare the preprocessing of the format's library with that of an evaluation.
 
     Returns:
-        The mean absolute pixel difference, on the scale of 0 to 255, by the library's name. The
-        dict is empty if the format has no preprocessing, or its library is not installed.
+        A dict from the name of the library to the mean absolute pixel difference, on the scale of 0
+        to 255. The dict is empty if the format has no preprocessing, or its library is not
+        installed.
 
     Raises:
-        UserError: The difference exceeds `LEVELS`.
+        UserError: The mean pixel difference exceeds `LEVELS`.
     """
     if format not in PREPROCESSORS or not installed(*PREPROCESSORS[format][0]):
         return {}
@@ -92,7 +94,7 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
 
 
 def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
-    """Return random uint8 images of several sizes that are smooth, like photographs.
+    """Return smooth random uint8 images of several sizes, similar to photographs.
 
     Args:
         channels: The number of channels.
@@ -111,10 +113,10 @@ def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
 
 
 def image_processor(folder: epath.Path) -> Any:
-    """Return the image processor of an export to transformers, with the crop of evaluations.
+    """Return the transformers image processor of an export, with the center crop of evaluations.
 
-    MAE, timm and evaluations round half of an odd margin to even, as torchvision does. The default
-    of transformers is to round down, which shifts some crops by one pixel.
+    If the margin of a crop is odd, MAE, timm and evaluations round half of the margin to even, as
+    torchvision does. By default, transformers rounds down, which shifts some crops by one pixel.
     """
     import transformers
     from torchvision.transforms.v2.functional import center_crop

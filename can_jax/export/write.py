@@ -32,7 +32,7 @@ def export_run(
     statement: Statement = Statement(),  # noqa: B008
     push: str | None = None,
 ) -> dict[str, Any]:
-    """Export the weights of a run, or convert other weights to a format.
+    """Export the weights of a run, or convert weights of another library.
 
     The files are written to a temporary directory, which is renamed after verification and removed
     on failure.
@@ -41,7 +41,7 @@ def export_run(
         checkpoint: The path of a run directory, a checkpoint, an export or a weight file; see
             `open_model`.
         format: The name of the format, a key of `FORMATS`.
-        output: The directory to create.
+        output: The directory to create; must not exist yet.
         contents: The part to export: ``encoder``, ``full`` with the decoder, or ``classifier``. The
             default is ``classifier`` for a fine-tuned run, else ``encoder``.
         results: Results directories of evaluations of these weights, for the model card.
@@ -55,7 +55,7 @@ def export_run(
 
     Raises:
         UserError: The model cannot be read, the directory exists, the verification failed, or the
-            upload was refused.
+            upload failed.
     """
     repository = Repository(push) if push else None
     if output.exists():

@@ -207,6 +207,14 @@ def test_export_is_loaded_at_another_size(opened, tmp_path):
     assert larger(np.zeros((2, 24, 24, 3), np.uint8), "both").shape == (2, 48)
 
 
+def test_reconstruction_targets_are_stated_as_they_were(opened):
+    config = opened.config.copy_and_resolve_references()
+    config.objective.reconstruction.normalize = False
+    plain_targets = dataclasses.replace(opened, config=config).facts()["patch_targets"]
+    assert opened.facts()["patch_targets"].startswith("each patch normalized")
+    assert plain_targets == "pixels of the normalized image"
+
+
 def test_what_holds_no_weights_is_not_exported(run, tmp_path):
     (tmp_path / "mae.npz").write_bytes(b"")
     with pytest.raises(UserError, match="is neither a run directory, nor an export"):
