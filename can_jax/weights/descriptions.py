@@ -49,7 +49,7 @@ def stated_beside(file: epath.Path) -> Stated:
 
 
 def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
-    """Return the model facts that an export of can_jax stores, after checking ``gelu``.
+    """Return the model facts that an export of can_jax stores, after checking the form of GELU.
 
     Args:
         facts: The facts by name, such as ``width`` and ``heads``.
