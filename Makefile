@@ -3,7 +3,7 @@
 # make test-all       also run the tests that take minutes each
 # make test-trackers  run the tests that need the clients of W&B, MLflow and Aim
 # make test-torch     run the tests that need PyTorch
-# make test-remote    run the tests with servers of S3 and Google Cloud Storage
+# make test-remote    run the tests with servers of S3 and Google Cloud Storage, and with a Ray cluster
 # make test-gpu       compile the step for GPUs, without one, and compare its costs (Python 3.12)
 # make docs           make the documentation's site in build/site; warnings are errors
 # make test-browser   run the test that needs Chromium; installs it with apt-get (as root) if it is missing

@@ -7,6 +7,7 @@ Pillow decodes the images, and TensorFlow is not imported for image files, array
 """
 
 import csv
+import functools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,16 +22,43 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.identity import differences, read_identity, store_identity
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.registry import available_splits, open_source
+from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.encoder import Encoder
 from can_jax.encoders.feature_files import WRITERS, Part, Table, check_output
 from can_jax.encoders.images import preprocess
+from can_jax.encoders.pretrained import open_encoder
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replacing
+from can_jax.utils.workers import Workers
 
 PART = 4096  # The images of a part; about 16 MB of features for a ViT-L.
 LEAST = 256  # The number of images that are read before `data.skip_limit` is applied.
 Advance = Callable[[int, int], None]  # Called with the numbers of images done, and of all images.
+
+
+class ClusterEncoder(NamedTuple):
+    """An encoder that each node of a Ray cluster opens.
+
+    Attributes:
+        address: The address of the cluster, as in `Workers`.
+        checkpoint: The path of the weights, as in `open_encoder`.
+        config: The resolved configuration of the evaluation.
+    """
+
+    address: str
+    checkpoint: str
+    config: ConfigDict
+
+    def open(self) -> Encoder:
+        """Open the encoder on the devices of this process.
+
+        Raises:
+            UserError: The weights cannot be read, or do not match the settings.
+        """
+        mesh = make_mesh(self.config.mesh)
+        subject = open_encoder(self.checkpoint, False, self.config, mesh)
+        return Encoder(subject, mesh, self.config.batch_size)
 
 
 class Summary(NamedTuple):
@@ -72,6 +100,7 @@ def embed(
     output: Path,
     features: str = "patches",
     advance: Advance = lambda done, total: None,
+    cluster: ClusterEncoder | None = None,
 ) -> Summary:
     """Compute the features of all images of a split, and write them to a file with the names and
     labels of the images.
@@ -88,6 +117,8 @@ def embed(
             `Encoder.__call__`.
         advance: A function of (number of images done, number of all images) that is called after
             each batch, for example to show progress.
+        cluster: The same encoder on a Ray cluster, whose nodes then compute the features; None for
+            this process.
 
     Raises:
         UserError: The output exists or has an unknown suffix, the data cannot be read, too many
@@ -120,7 +151,13 @@ def embed(
         ) from None
     with held:
         _check_parts(folder, identity)
-        paths = _compute_parts(encoder, source, data, features, folder, advance)
+        here = Computation(encoder, source, data, features)
+        compute: Callable[[range], Part] = functools.partial(here.part, advance=advance)
+        workers = Workers()
+        if cluster is not None:
+            compute = functools.partial(part_on_node, cluster, name, features)
+            workers = Workers(cluster=cluster.address)
+        paths = _compute_parts(compute, workers, source.examples, data, folder, advance)
         table = Table(paths, source.label_names, identity)
         skipped = _check_skipped(paths, data, partial=False)
         if table.images:
@@ -150,60 +187,89 @@ def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _compute_parts(
-    encoder: Encoder,
-    source: Source,
+    compute: Callable[[range], Part],
+    workers: Workers,
+    images: int,
     data: ConfigDict,
-    features: str,
     folder: Path,
     advance: Advance,
 ) -> list[Path]:
     """Compute the missing parts, and return the paths of all parts in the order of the examples."""
-    settings = data.copy_and_resolve_references()
-    with settings.unlocked(), settings.ignore_type():
-        settings.update(image_size=encoder.image_size, channels=encoder.channels)
-    starts = range(0, source.examples, PART)
-    paths = [folder / f"{start:012d}.npz" for start in starts]
-    with ThreadPoolExecutor(data.threads or usable_cores()) as pool:
-        for start, path in zip(starts, paths, strict=True):
-            stop = min(start + PART, source.examples)
-            if not path.exists():
-                parts = list(
-                    _batches(encoder, source, settings, features, range(start, stop), pool, advance)
-                )
-                Part.joined(parts).save(path)
-                _check_skipped([p for p in paths if p.exists()], data, partial=True)
-            advance(stop, source.examples)
+    everything = range(images)
+    ranges = [everything[start : start + PART] for start in everything[::PART]]
+    paths = [folder / f"{examples.start:012d}.npz" for examples in ranges]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    done = images - sum(len(ranges[number]) for number in todo)
+    advance(done, images)
+    for i, part in workers.results(compute, [ranges[number] for number in todo], gpu=True):
+        part.save(paths[todo[i]])
+        _check_skipped([path for path in paths if path.exists()], data, partial=True)
+        done += len(ranges[todo[i]])
+        advance(done, images)
     return paths
 
 
-def _batches(
-    encoder: Encoder,
-    source: Source,
-    data: ConfigDict,
-    features: str,
-    examples: range,
-    pool: ThreadPoolExecutor,
-    advance: Advance,
-) -> Iterator[Part]:
-    """Yield the features of a range of examples batch by batch, and decode the next batch in the
-    background."""
-    size = encoder.batch_size
-    chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
-    loading: Future[_Loaded] | None = None
-    with ThreadPoolExecutor(1) as ahead:
-        for i, chunk in enumerate(chunks):
-            loaded = (loading or ahead.submit(_load, source, data, chunk, pool)).result()
-            if i + 1 < len(chunks):
-                loading = ahead.submit(_load, source, data, chunks[i + 1], pool)
-            good = [view for view in loaded.views if isinstance(view, np.ndarray)]
-            kept = np.array([isinstance(view, np.ndarray) for view in loaded.views])
-            outputs = encoder(good, features) if good else np.zeros((0, 0), np.float32)
-            names = np.array([_name(source, int(example)) for example in chunk])
-            reasons = [str(view) for view in loaded.views if not isinstance(view, np.ndarray)]
-            yield Part(
-                outputs, loaded.labels[kept], names[kept], names[~kept], np.array(reasons, str)
-            )
-            advance(chunk[-1] + 1, source.examples)
+class Computation:
+    """The computation of features in one process.
+
+    Args:
+        encoder: The pretrained encoder.
+        source: The images.
+        data: The config block of the data set, which sets how images are decoded and cropped.
+        features: The kind of features; see `Encoder.__call__`.
+    """
+
+    def __init__(self, encoder: Encoder, source: Source, data: ConfigDict, features: str):
+        self._encoder, self._source, self._features = encoder, source, features
+        self._data = data.copy_and_resolve_references()
+        with self._data.unlocked(), self._data.ignore_type():
+            self._data.update(image_size=encoder.image_size, channels=encoder.channels)
+
+    def part(self, examples: range, advance: Advance = lambda done, total: None) -> Part:
+        """Return the features of a range of examples."""
+        with ThreadPoolExecutor(self._data.threads or usable_cores()) as pool:
+            return Part.joined(list(self._batches(examples, pool, advance)))
+
+    def _batches(
+        self, examples: range, pool: ThreadPoolExecutor, advance: Advance
+    ) -> Iterator[Part]:
+        """Yield the features batch by batch, and decode the next batch in the background."""
+        size = self._encoder.batch_size
+        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+        load = functools.partial(_load, self._source, self._data, pool)
+        loading: Future[_Loaded] | None = None
+        with ThreadPoolExecutor(1) as ahead:
+            for i, chunk in enumerate(chunks):
+                loaded = (loading or ahead.submit(load, chunk)).result()
+                if i + 1 < len(chunks):
+                    loading = ahead.submit(load, chunks[i + 1])
+                kept = np.array([isinstance(view, np.ndarray) for view in loaded.views])
+                good = [view for view in loaded.views if isinstance(view, np.ndarray)]
+                outputs = np.zeros((0, 0), np.float32)
+                if good:
+                    outputs = self._encoder(good, self._features)
+                names = np.array([_name(self._source, int(example)) for example in chunk])
+                reasons = [str(view) for view in loaded.views if not isinstance(view, np.ndarray)]
+                yield Part(
+                    outputs, loaded.labels[kept], names[kept], names[~kept], np.array(reasons, str)
+                )
+                advance(chunk[-1] + 1, self._source.examples)
+
+
+_kept: dict[str, Any] = {}  # the computation of the last call on a node, and its arguments
+
+
+def part_on_node(cluster: ClusterEncoder, split: str, features: str, examples: range) -> Part:
+    """Return the features of a range of examples, in a process that keeps its encoder for the next
+    call."""
+    arguments = (cluster, split, features)
+    if _kept.get("arguments") != arguments:
+        encoder = cluster.open()
+        source = open_source(encoder.data, split)
+        _kept["computation"] = Computation(encoder, source, encoder.data, features)
+        _kept["arguments"] = arguments
+    part: Part = _kept["computation"].part(examples)
+    return part
 
 
 class _Loaded(NamedTuple):
@@ -214,7 +280,7 @@ class _Loaded(NamedTuple):
     labels: np.ndarray
 
 
-def _load(source: Source, data: ConfigDict, examples: range, pool: ThreadPoolExecutor) -> _Loaded:
+def _load(source: Source, data: ConfigDict, pool: ThreadPoolExecutor, examples: range) -> _Loaded:
     chosen = np.array(examples, np.int64)
 
     def view(image: Any) -> Any:

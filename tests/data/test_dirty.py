@@ -89,7 +89,7 @@ def test_what_is_no_readable_file_is_counted_with_its_cause(tmp_path, capsys):
     (tmp_path / "a/self.jpg").symlink_to("self.jpg")
     os.mkfifo(tmp_path / "b/pipe.jpg")
     names = find_images(str(tmp_path))[0]
-    build_index(Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train", workers=1)
+    build_index(Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train")
     assert "3 undecodable images are left out" in capsys.readouterr().out
     lines = (tmp_path / FOLDER / "train/undecodable.txt").read_text().splitlines()
     assert lines == [
@@ -130,16 +130,16 @@ def test_what_may_not_be_read_is_counted_with_its_cause(tmp_path, caplog, capsys
         assert names == ["a/open.png", "b/closed.png"]
         assert "1 of its subfolders cannot be read and are left out" in caplog.text
         assert f"{data}/c: Permission denied" in caplog.text
-        build_index(Plan("folder", str(data)), names, out / "a", workers=1)
+        build_index(Plan("folder", str(data)), names, out / "a")
         assert "closed.png: cannot be read: Permission" in (out / "a/undecodable.txt").read_text()
         shards = ["train-0.tar", "train-1.tar"]
-        build_index(Plan("webdataset", str(tmp_path / "tars")), shards, out / "b", workers=1)
+        build_index(Plan("webdataset", str(tmp_path / "tars")), shards, out / "b")
         assert "train-1.tar cannot be read: Permission denied" in capsys.readouterr().out
         source = open_webdataset(str(tmp_path / "tars"), "train", index=str(out / "b"))
         assert source.examples == 1
         assert open_webdataset(str(tmp_path / "tars"), "train").examples == 1
         with pytest.raises(UserError, match=r"index cannot be written; give another folder"):
-            build_index(Plan("folder", str(data)), names, data / "index", workers=1)
+            build_index(Plan("folder", str(data)), names, data / "index")
     for folder in (data, data / "c"):
         folder.chmod(0o755)
 
@@ -192,7 +192,7 @@ def test_several_indexers_at_once(tmp_path):
     names = find_images(str(tmp_path))[0]
     plan, out = Plan("folder", str(tmp_path), "read"), tmp_path / FOLDER / "train"
     with ThreadPoolExecutor(3) as threads:  # the lock tells threads apart, as it does processes
-        done = [threads.submit(build_index, plan, names, out, 1) for _ in range(3)]
+        done = [threads.submit(build_index, plan, names, out) for _ in range(3)]
         assert [one.result() for one in done] == [None] * 3
     assert len(load_table(out)[0]) == 450 and not (out / "parts").exists()
 
@@ -204,7 +204,7 @@ def test_indexer_waits_for_another_and_not_for_a_dead_one(tmp_path, capsys):
     held = os.open(out / LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     plan = Plan("folder", str(tmp_path))
-    waiting = threading.Thread(target=build_index, args=(plan, ["a.png"], out, 1))
+    waiting = threading.Thread(target=build_index, args=(plan, ["a.png"], out))
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive() and not (out / "index.json").exists()
@@ -212,7 +212,7 @@ def test_indexer_waits_for_another_and_not_for_a_dead_one(tmp_path, capsys):
     waiting.join(20)
     assert (out / "index.json").exists()
     assert "another process is writing" in capsys.readouterr().out
-    build_index(plan, ["a.png"], out, workers=1)  # the lock file that stayed stops nobody
+    build_index(plan, ["a.png"], out)  # the lock file that stayed stops nobody
     assert "waiting" not in capsys.readouterr().out
 
 

@@ -64,13 +64,13 @@ def test_index_of_the_same_files_changes_nothing(folder):
     place = folder / FOLDER / "train"
     labels = np.array([0, 0, 1, 1], np.int32)
     plan = Plan("folder", str(folder))
-    build_index(plan, names, place, workers=1, file_labels=labels, label_names=("a", "b"))
+    build_index(plan, names, place, file_labels=labels, label_names=("a", "b"))
     indexed = of_folder(folder)
     assert "sizes" not in indexed and "content" in indexed
     assert differences(before, indexed) == differences(indexed, before) == []
     shutil.rmtree(place)
     (folder / "a/0.png").write_bytes(IMAGES[5])
-    build_index(plan, names, place, workers=1, file_labels=labels, label_names=("a", "b"))
+    build_index(plan, names, place, file_labels=labels, label_names=("a", "b"))
     assert differences(indexed, of_folder(folder)) == ["other content"]
 
 
@@ -78,7 +78,7 @@ def test_index_of_records_knows_their_labels_and_changes_nothing(tmp_path):
     write_tfrecord(tmp_path / "train-0.tfrecord", IMAGES, [i % 2 for i in range(6)])
     before = open_tfrecord(str(tmp_path), "train").fingerprint()
     plan = Plan("tfrecord", str(tmp_path))
-    build_index(plan, ["train-0.tfrecord"], tmp_path / FOLDER / "train", workers=1)
+    build_index(plan, ["train-0.tfrecord"], tmp_path / FOLDER / "train")
     assert differences(before, open_tfrecord(str(tmp_path), "train").fingerprint()) == []
 
 
@@ -92,7 +92,7 @@ def test_shards_are_told_by_name_size_and_places(tmp_path):
     before = open_webdataset(str(tmp_path), "train").fingerprint()
     _, names = locate_shards("webdataset", str(tmp_path), "train")
     plan = Plan("webdataset", str(tmp_path))
-    build_index(plan, names, tmp_path / FOLDER / "train", workers=1)
+    build_index(plan, names, tmp_path / FOLDER / "train")
     assert differences(before, open_webdataset(str(tmp_path), "train").fingerprint()) == []
     shutil.rmtree(tmp_path / FOLDER)
     write_shards(tmp_path, 2, 3)

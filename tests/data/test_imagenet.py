@@ -62,9 +62,8 @@ def official(tmp_path):
 
 
 @pytest.fixture
-def prepare(monkeypatch, capsys):
+def prepare(capsys):
     """Run the command in this process; returns what it prints."""
-    monkeypatch.setattr(imagenet, "usable_cores", lambda: 1)  # no worker for small shards
 
     def call(root, target=None, **options):
         imagenet.write_imagenet(root, target, **options)

@@ -31,7 +31,7 @@ def index(root, source, names=None, **options):
     plan = Plan(source, str(root), **{k: v for k, v in options.items() if k == "verify"})
     others = {k: v for k, v in options.items() if k != "verify"}
     names = names or locate_shards(source, str(root), "train")[1]
-    build_index(plan, names, root / FOLDER / "train", workers=1, **others)
+    build_index(plan, names, root / FOLDER / "train", **others)
 
 
 def shards(root, source):

@@ -125,7 +125,7 @@ def test_indexing_stops_where_the_storage_fails(tmp_path, failing):
     put_folder(tmp_path)
     names = find_images(str(tmp_path))[0]
     with failing(10**6), pytest.raises(UserError, match=r"00\.png cannot be read: Input/output"):
-        build_index(Plan("folder", str(tmp_path)), names, tmp_path / "index", workers=1)
+        build_index(Plan("folder", str(tmp_path)), names, tmp_path / "index")
 
 
 def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):

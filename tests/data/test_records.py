@@ -39,7 +39,7 @@ def test_record_whose_checksum_is_wrong_is_no_image(tmp_path, caplog):
     streamed = list(read_tfrecord(str(path), PARSE, set()))
     assert streamed == list(zip(images, labels.tolist(), strict=True))
     plan = Plan("tfrecord", str(tmp_path), "read")
-    build_index(plan, [path.name], tmp_path / "index", workers=1)
+    build_index(plan, [path.name], tmp_path / "index")
     assert "checksum of the record is wrong" in (tmp_path / "index/undecodable.txt").read_text()
     indexed = open_tfrecord(str(tmp_path), "train", index=str(tmp_path / "index"))
     assert indexed.read(np.arange(6))[1].tolist() == [0, 1, 2, 4, 5, 6]
@@ -80,7 +80,7 @@ def test_labels_beyond_int32_count_as_unknown(tmp_path, caplog):
     assert source.read(np.arange(3))[1].tolist() == [-1, 5, -1]
     assert [label for _, label in read_tfrecord(str(path), PARSE, set())] == [-1, 5, -1]
     assert caplog.text.count("has labels outside the range of int32; they count as unknown") <= 1
-    build_index(Plan("tfrecord", str(tmp_path)), [path.name], tmp_path / "index", workers=1)
+    build_index(Plan("tfrecord", str(tmp_path)), [path.name], tmp_path / "index")
     assert open_tfrecord(str(tmp_path), "train", index=str(tmp_path / "index")).examples == 3
 
 

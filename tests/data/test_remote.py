@@ -58,7 +58,7 @@ def test_shards_and_their_index_on_a_store(tmp_path, store, kind):
     for pattern in ("", f"/x-train-*.{suffix}", f"/x-train-{{0..1}}.{suffix}", "/**/x-*[01].*"):
         assert read_all(opener(root + pattern, "train")) == local
     names = locate_shards(kind, root, "train")[1]
-    build_index(Plan(kind, root, "none"), names, tmp_path / "index", workers=1)
+    build_index(Plan(kind, root, "none"), names, tmp_path / "index")
     upload(tmp_path / "index", f"{root}/.can_jax_index/train", "index.json")
     opened = opener(root, "train")
     assert read_all(opened) == local and opened.table.digest is not None

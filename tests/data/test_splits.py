@@ -174,7 +174,7 @@ def test_index_that_takes_a_split_for_a_class_is_refused(tmp_path):
     put(tmp_path, "cat/0.png", "dog/0.png", "Val/1.png")
     names = ["Val/1.png", "cat/0.png", "dog/0.png"]
     build_index(
-        Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train", workers=1,
+        Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train",
         file_labels=np.arange(3, dtype=np.int32), label_names=("Val", "cat", "dog"),
     )  # fmt: skip
     with pytest.raises(UserError, match="treats Val, the split val, as a class; rebuild"):
@@ -287,7 +287,7 @@ def test_older_index_of_the_folder_above_the_splits_is_read(tmp_path):
     put(tmp_path, "images/train/a/0.png", "images/val/a/1.png")
     place = tmp_path / "index"
     build_index(
-        Plan("folder", str(tmp_path)), ["images/train/a/0.png"], place, workers=1,
+        Plan("folder", str(tmp_path)), ["images/train/a/0.png"], place,
         file_labels=np.zeros(1, np.int32), label_names=("images",),
     )  # fmt: skip
     source = open_folder(str(tmp_path), "train", str(place))

@@ -12,9 +12,10 @@ from typing import Any
 
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
+from can_jax.cli.workers import cluster_flag
 from can_jax.config.pretrained import FEATURES
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.embed import embed
+from can_jax.encoders.embed import ClusterEncoder, embed
 from can_jax.encoders.encoder import Encoder
 from can_jax.encoders.feature_files import check_output
 from can_jax.encoders.pretrained import open_encoder
@@ -38,6 +39,7 @@ _FEATURES = FLAGS.choice(
     "features", None, list(FEATURES), "The tokens whose mean is the feature; by default patches."
 )
 _OUTPUT = FLAGS.path("output", "The file to create, with the suffix .parquet, .npz or .csv.")
+_CLUSTER = cluster_flag(FLAGS)
 
 
 @COMMAND.runs
@@ -61,17 +63,19 @@ def main() -> None:
         if _FEATURES.value is not None:
             config.features = _FEATURES.value
     config = resolve_evaluation(config)
+    path = step_path(_CHECKPOINT.value, _STEP.value)
     mesh = make_mesh(config.mesh)
     with phase("opening the encoder"):
-        subject = open_encoder(step_path(_CHECKPOINT.value, _STEP.value), False, config, mesh)
-        encoder = Encoder(subject, mesh, config.batch_size)
+        encoder = Encoder(open_encoder(path, False, config, mesh), mesh, config.batch_size)
+    address = _CLUSTER.value
+    cluster = None if address is None else ClusterEncoder(address, path, config)
     with phase("computing features") as progress:
 
         def advance(done: int, total: int) -> None:
             progress.detail(f"{done:,} of {total:,} images")
 
         split = _SPLIT.value
-        summary = embed(encoder, encoder.data, split, output, config.features, advance)
+        summary = embed(encoder, encoder.data, split, output, config.features, advance, cluster)
     facts: dict[str, Any] = {"images": summary.images, "width": summary.width}
     if summary.skipped:
         facts["not decoded"] = summary.skipped

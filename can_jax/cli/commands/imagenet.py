@@ -14,6 +14,7 @@ shards of about 140 MB. Re-running an interrupted command resumes it.
 from pathlib import Path
 
 from can_jax.cli.command import Command
+from can_jax.cli.workers import WorkerFlags
 from can_jax.data.index.imagenet import write_imagenet
 
 COMMAND = Command(__doc__, "FROM", "[TO]")
@@ -24,10 +25,11 @@ _SHARDS = FLAGS.integer(
 _PARTIAL = FLAGS.switch(
     "partial", False, "Accept official tars whose numbers of images differ from ImageNet-1k's."
 )
+_WORKERS = WorkerFlags(FLAGS)
 
 
 @COMMAND.runs
 def main(source: str, target: str | None = None) -> None:
     """Write the shards and the index of each split."""
     folder = None if target is None else Path(target)
-    write_imagenet(Path(source), folder, _SHARDS.value, _PARTIAL.value)
+    write_imagenet(Path(source), folder, _SHARDS.value, _PARTIAL.value, _WORKERS.read())

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from can_jax.cli.command import Command
+from can_jax.cli.workers import WorkerFlags
 from can_jax.config.image_settings import check_range
 from can_jax.data.decoding.depth import Range
 from can_jax.data.index.build import build_index
@@ -26,7 +27,6 @@ from can_jax.data.sources.tfds import locate_tfds
 from can_jax.data.storage.mirror import upload, work_folder
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
-from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import phase
 
@@ -48,9 +48,7 @@ _VERIFY = FLAGS.choice(
     "but decode only the header of its image, which misses truncated images. none: do not read the "
     "images, and trust the headers of shards.",
 )
-_WORKERS = FLAGS.integer(
-    "workers", usable_cores(), "The number of worker processes.", lower_bound=1
-)
+_WORKERS = WorkerFlags(FLAGS)
 _DROP = FLAGS.switch(
     "drop_duplicates", False, "Leave duplicates out of the index; by default they are only listed."
 )
@@ -72,7 +70,7 @@ _RANGE = FLAGS.items(
 @COMMAND.runs
 def main(path: str) -> None:
     """Locate the files of a data set, and build their index."""
-    value_range = _value_range(_RANGE.value)
+    value_range, workers = _value_range(_RANGE.value), _WORKERS.read()
     source, split = _SOURCE.value or guess_source(path), _SPLIT.value
     image_key: str = _IMAGE_KEY.value
     label_key: str | None = _LABEL_KEY.value
@@ -104,7 +102,7 @@ def main(path: str) -> None:
             Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value, value_range),
             names,
             folder,
-            _WORKERS.value,
+            workers,
             file_labels=file_labels,
             label_names=label_names,
             drop_duplicates=_DROP.value,

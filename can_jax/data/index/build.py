@@ -20,6 +20,7 @@ from can_jax.data.sources.shards import first_of
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
+from can_jax.utils.workers import THIS_PROCESS, Workers
 
 PROGRESS_SECONDS = 10
 
@@ -31,7 +32,7 @@ def build_index(
     plan: Plan,
     names: list[str],
     out: Path,
-    workers: int,
+    workers: Workers = THIS_PROCESS,
     *,
     file_labels: np.ndarray | None = None,
     label_names: tuple[str, ...] = (),
@@ -46,7 +47,7 @@ def build_index(
         plan: The kind and location of the data, and how thoroughly to check each image.
         names: The paths of the files to index, relative to ``plan.root``.
         out: The folder to which the index is written; created if missing.
-        workers: The number of processes that examine files; 1 uses only this process.
+        workers: The processes that examine files; by default only this process.
         file_labels: The label of each file, integers (files,), if labels follow from the paths of
             the files; else None.
         label_names: The class names in the order of the labels; empty if unknown.
@@ -93,7 +94,7 @@ def _build(
     plan: Plan,
     names: list[str],
     out: Path,
-    workers: int,
+    workers: Workers,
     file_labels: np.ndarray | None,
     label_names: tuple[str, ...],
     drop_duplicates: bool,

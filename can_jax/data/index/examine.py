@@ -1,4 +1,4 @@
-"""The examination of a data set: several processes read, decode and hash each of its examples.
+"""The examination of a data set: workers read, decode and hash each of its examples.
 
 The work is divided into units: one shard, or `UNIT` image files of a folder. The result of each
 unit is stored in a file of its own until the index is written, so an interrupted command can
@@ -10,10 +10,8 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import multiprocessing
 import os
 import socket
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +29,10 @@ from can_jax.data.storage.reading import OpenFiles, stop_if_storage_fails
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.archives import read_npz
-from can_jax.utils.cpu import end_with_parent
 from can_jax.utils.errors import UserError, one_line, reason_of
 from can_jax.utils.files import replacing
 from can_jax.utils.tensorflow import tensorflow
+from can_jax.utils.workers import Workers
 
 UNIT = 200  # files of a folder that are examined together
 PARTS = 2  # the format version of stored parts; parts of other versions are not reused
@@ -101,8 +99,13 @@ class Part(NamedTuple):
 
 
 def examine(plan: Plan, names: list[str]) -> Part:
-    """Check every example in some files as ``plan.verify`` requires, and return a `Part` with a row
-    per example."""
+    """Check every example in some files as ``plan.verify`` requires, and return a `Part`.
+
+    Raises:
+        UserError: This machine does not have the folder ``plan.root``.
+    """
+    if not is_remote(plan.root) and not os.path.isdir(plan.root):
+        raise UserError(f"{shown(plan.root)} does not exist on {socket.gethostname()}")
     rows: list[tuple[int, int, int, int, int, str]] = []
     problems = []
     unused: collections.Counter[str] = collections.Counter()
@@ -189,9 +192,13 @@ def why_undecodable(
 
 
 def examine_all(
-    plan: Plan, names: list[str], parts: Path, workers: int, progress: Callable[[int, int], None]
+    plan: Plan,
+    names: list[str],
+    parts: Path,
+    workers: Workers,
+    progress: Callable[[int, int], None],
 ) -> Iterator[Part]:
-    """Examine all files in several processes, reusing the stored parts of an interrupted call.
+    """Examine all files by workers, reusing the stored parts of an interrupted call.
 
     If there are stored parts, the fingerprints of all units are computed first, to find the parts
     that can be reused.
@@ -200,7 +207,7 @@ def examine_all(
         plan: The kind and location of the data, and how thoroughly to check each image.
         names: The paths of the files, relative to ``plan.root``.
         parts: The existing folder in which the results of finished units are stored.
-        workers: The number of processes; 1 uses only this process.
+        workers: The processes among which the units are divided.
         progress: A callback that is called with the number of finished units and the number of all
             units.
     """
@@ -212,10 +219,12 @@ def examine_all(
     todo = [i for i, text in enumerate(prints) if not text or not _path(parts, text).exists()]
     done = len(units) - len(todo)
     progress(done, len(units))
-    for index, (prints[index], part) in _in_processes(plan, units, todo, workers):
+    work = functools.partial(_examine_unit, plan)
+    for number, (fingerprint, part) in workers.results(work, [units[i] for i in todo]):
+        prints[todo[number]] = fingerprint
         # Another call may write the same part.
         own = f".{socket.gethostname()}-{os.getpid()}.tmp"
-        path = _path(parts, prints[index])
+        path = _path(parts, fingerprint)
         with replacing(path, own) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **part._asdict())
         done += 1
@@ -232,32 +241,6 @@ def _examine_unit(plan: Plan, names: list[str]) -> tuple[str, Part]:
     """Examine the files of a unit; return the unit's fingerprint from before the examination, and
     the result."""
     return _fingerprint(plan, names), examine(plan, names)
-
-
-def _in_processes(
-    plan: Plan, units: list[list[str]], todo: list[int], workers: int
-) -> Iterator[tuple[int, tuple[str, Part]]]:
-    """Yield the index, fingerprint and result of each unit in ``todo``, in the order in which they
-    finish."""
-    if workers == 1 or len(todo) < 2:
-        yield from ((index, _examine_unit(plan, units[index])) for index in todo)
-        return
-    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-    count = min(workers, len(todo))
-    with concurrent.futures.ProcessPoolExecutor(count, context, _start_worker) as pool:
-        futures = {pool.submit(_examine_unit, plan, units[index]): index for index in todo}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield futures.pop(future), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    """Prepare a worker process: end it when its parent ends, and silence Pillow's warnings."""
-    end_with_parent()
-    warnings.filterwarnings("ignore", module="PIL")  # undecodable images are listed anyway
 
 
 def _load(path: Path) -> Part:

@@ -2,18 +2,19 @@
 folders."""
 
 import contextlib
+import functools
 import io
 import json
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from can_jax.data.formats.devkit import labels_of_devkit
 from can_jax.data.formats.label_list import read_label_list
 from can_jax.data.formats.tar import Members, open_tar
 from can_jax.data.index.build import build_index
@@ -23,10 +24,10 @@ from can_jax.data.sources.shards import locate_shards
 from can_jax.data.storage.files import IMAGE_NAME, find_images
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
-from can_jax.utils.cpu import usable_cores
-from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text, replacing
 from can_jax.utils.tensorflow import tensorflow
+from can_jax.utils.workers import THIS_PROCESS, Workers
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")  # the folder of the images in Kaggle's archive
@@ -34,7 +35,6 @@ SOLUTION = "LOC_val_solution.csv"  # the labels of Kaggle's validation images
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images in each split
 SHARD_BYTES = 140e6  # the default size of a shard
-WRITERS = 8
 SPLITS_OF_RECORDS = ("train", "validation", "val", "test")
 
 
@@ -57,7 +57,11 @@ class Image(NamedTuple):
 
 
 def write_imagenet(
-    root: Path, target: Path | None, shards: int | None = None, partial: bool = False
+    root: Path,
+    target: Path | None,
+    shards: int | None = None,
+    partial: bool = False,
+    workers: Workers = THIS_PROCESS,
 ) -> None:
     """Write indexed TFRecord shards of ImageNet-1k, or of a data set with the same layout.
 
@@ -71,6 +75,8 @@ def write_imagenet(
         shards: The number of shards of each split; None for shards of about 140 MB.
         partial: Whether to accept official tars whose number of images differs from that of
             ImageNet-1k.
+        workers: The processes that write and index the shards; by default only this process. On a
+            cluster, all nodes need ``root`` and ``target`` under these paths.
 
     Raises:
         UserError: The data is missing, damaged, or not in an expected layout, or ``target`` is
@@ -79,7 +85,7 @@ def write_imagenet(
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for its required content")
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
-        _index_records(str(root))
+        _index_records(str(root), workers)
         return
     if (root / KAGGLE).is_dir():
         root = root / KAGGLE
@@ -91,8 +97,8 @@ def write_imagenet(
         _compare_with_official(root, split, images, set(classes), partial)
     for split, images in splits.items():
         if images:
-            written = write_shards(target, split, images, classes, shards)
-            _index(str(target), written, split, tuple(classes))
+            written = write_shards(target, split, images, classes, shards, workers)
+            _index(str(target), written, split, workers, tuple(classes))
 
 
 def _compare_with_official(
@@ -119,7 +125,7 @@ def _compare_with_official(
         )
 
 
-def _index_records(root: str) -> None:
+def _index_records(root: str, workers: Workers) -> None:
     """Index TFRecords in place, for each split named in their file names.
 
     Raises:
@@ -135,15 +141,17 @@ def _index_records(root: str) -> None:
             continue
         if shards not in indexed:  # `val` and `validation` find the same shards
             indexed.append(shards)
-            _index(folder, shards, split)
+            _index(folder, shards, split, workers)
     if not indexed and refused:
         raise refused
 
 
-def _index(root: str, shards: list[str], split: str, classes: tuple[str, ...] = ()) -> None:
+def _index(
+    root: str, shards: list[str], split: str, workers: Workers, classes: tuple[str, ...] = ()
+) -> None:
     """Build the index of some shards in the default folder of their split."""
     out = Path(root) / FOLDER / split
-    build_index(Plan("tfrecord", root, "read"), shards, out, usable_cores(), label_names=classes)
+    build_index(Plan("tfrecord", root, "read"), shards, out, workers, label_names=classes)
 
 
 def find_train(root: Path) -> list[Image]:
@@ -299,40 +307,13 @@ def _size(file: Any) -> int:
     return size
 
 
-# The files read from the development kit, with size limits of several times their official sizes.
-# The limits bound the memory used, as the content of meta.mat can expand a thousandfold.
-DEVKIT_FILES = {"meta.mat": 2**17, "ILSVRC2012_validation_ground_truth.txt": 2**20}
-
-
-def labels_of_devkit(path: Path) -> list[str]:
-    """Return the class name of each validation image, in the order of the image names.
-
-    Raises:
-        UserError: The file at ``path`` is not the development kit of ImageNet-1k.
-    """
-    from scipy.io import loadmat
-
-    try:
-        with tarfile.open(path) as tar:
-            contents = {}
-            for member in tar:
-                name = os.path.basename(member.name)
-                if name in DEVKIT_FILES:
-                    if member.size > DEVKIT_FILES[name]:
-                        raise ValueError(f"{name} has {member.size} bytes")
-                    file = tar.extractfile(member)
-                    contents[name] = file.read() if file else b""
-        synsets = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
-        ids = map(int, contents["ILSVRC2012_validation_ground_truth.txt"].split())
-        names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-        return [names[class_id] for class_id in ids]
-    except Exception as error:  # SciPy raises many types of exception
-        reason = one_line(error)
-        raise UserError(f"{path} is not the development kit of ImageNet-1k: {reason}") from error
-
-
 def write_shards(
-    target: Path, split: str, images: list[Image], classes: list[str], shards: int | None = None
+    target: Path,
+    split: str,
+    images: list[Image],
+    classes: list[str],
+    shards: int | None = None,
+    workers: Workers = THIS_PROCESS,
 ) -> list[str]:
     """Write images to TFRecord shards, shuffled with a fixed seed, and return the names of the
     shards.
@@ -345,6 +326,7 @@ def write_shards(
         images: The location and class of each image.
         classes: The class names, in the order of their labels.
         shards: The number of shards; None for shards of about 140 MB.
+        workers: The processes that write the shards; by default only this process.
 
     Raises:
         UserError: The disk has too little free space, or the folder contains shards of other
@@ -367,21 +349,22 @@ def write_shards(
     replace_text(note, json.dumps(plan))
     labels = {name: i for i, name in enumerate(classes)}
     order = np.random.default_rng(0).permutation(len(images))
-
-    def write(path: Path) -> None:
-        mine = order[paths.index(path) :: count]
-        _write_shard(path, [images[i] for i in mine], labels)
-
-    tensorflow()
-    with ThreadPoolExecutor(WRITERS) as writers:
-        for done, _ in enumerate(writers.map(write, todo), count - len(todo) + 1):
-            if done % 50 == 0 or done == count:
-                print(f"{split}: {done} of {count} shards", flush=True)
+    parts = [(path, [images[i] for i in order[paths.index(path) :: count]]) for path in todo]
+    results = workers.results(functools.partial(_write_shard, labels), parts)
+    for done, _ in enumerate(results, count - len(todo) + 1):
+        if done % 50 == 0 or done == count:
+            print(f"{split}: {done} of {count} shards", flush=True)
     return [path.name for path in paths]
 
 
-def _write_shard(path: Path, images: list[Image], labels: dict[str, int]) -> None:
-    """Write one TFRecord shard atomically."""
+def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None:
+    """Write the images of one shard to its path, a TFRecord, atomically.
+
+    Args:
+        labels: The label of each class.
+        part: The path of the shard, and its images.
+    """
+    path, images = part
     tf = tensorflow()
     files = OpenFiles()
     with replacing(path) as unfinished, tf.io.TFRecordWriter(str(unfinished)) as writer:
