@@ -68,12 +68,12 @@ class Command:
         usage: The text that ``--help`` prints above the flags.
         arguments: The names of the positional arguments; brackets mark optional arguments. If the
             last name ends in `...`, that argument takes all remaining values.
-        complete: A function that adds missing options to the list of arguments before it is parsed.
-            By default, no option is added.
+        complete: A function that takes the command-line arguments, and returns them with missing
+            options added; by default, it adds none.
         more_help: A function that returns the text that ``--help`` prints after the flags.
 
     Attributes:
-        given_argv: The arguments of the current call, before ``complete`` was applied.
+        given_argv: The arguments of the latest call, without the options that ``complete`` adds.
     """
 
     def __init__(
@@ -97,8 +97,11 @@ class Command:
         self._defined: dict[str, object] | None = None
 
     def runs(self, function: Callable[..., None]) -> "Command":
-        """Register the function that the command runs with the positional arguments; for use as a
-        decorator."""
+        """Register a function as the body of the command, and return the command; used as a
+        decorator.
+
+        The function gets the positional arguments as strings.
+        """
         self._function = function
         functools.update_wrapper(self, function)
         return self
@@ -183,8 +186,8 @@ class Command:
         return [expand_home(argument) for argument in rest]
 
     def _fresh(self) -> flags.FlagValues:
-        """Reset all flags to their defaults, without the values of an earlier call, and return
-        them."""
+        """Reset all flags to their defaults, and return the flags. Values of an earlier call are
+        discarded."""
         values = self.flags.values
         memo = {id(values): values}  # The flag of a recipe refers to them.
         if self._defined is None:

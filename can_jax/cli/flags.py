@@ -71,7 +71,7 @@ class OrNone(flags.ArgumentParser[Any]):
 
 
 class OptionalTupleParser(tuple_parser.TupleParser):
-    """A flag parser for a key of a recipe whose value is a tuple; None is parsed as ``()``.
+    """A flag parser for recipe keys whose values are tuples; it parses None as ``()``.
 
     Comma-separated words, such as ``tensorboard,wandb``, need no quotes and no parentheses.
     """
@@ -87,8 +87,8 @@ class OptionalTupleParser(tuple_parser.TupleParser):
 class Flags:
     """The flags of one command.
 
-    Each method defines a flag and returns its holder. The holder's ``value`` is set once the
-    command line is parsed.
+    Each method defines a flag. All methods except `recipe` return an absl ``FlagHolder``, whose
+    ``value`` is available once the command line is parsed.
 
     Attributes:
         values: The absl flags of this command, separate from absl's global flags because several
@@ -145,7 +145,8 @@ class Flags:
         key.
 
         Args:
-            kind: The kind of configuration, a key of `can_jax.config.shipped.KINDS`.
+            kind: The kind of configuration, such as ``recipe``; a key of
+                `can_jax.config.shipped.KINDS`.
             prefix: A text that precedes the help text of the flag.
         """
         number_parsers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
@@ -167,8 +168,9 @@ class Recipe:
     """The recipe that ``--config`` selects, with the keys that the command line overrides.
 
     Args:
-        values: The flag values of the command.
-        kind: The kind of configuration, a key of `can_jax.config.shipped.KINDS`.
+        values: The absl flags of the command.
+        kind: The kind of configuration, such as ``recipe``; a key of
+            `can_jax.config.shipped.KINDS`.
     """
 
     def __init__(self, values: flags.FlagValues, kind: str):
@@ -185,8 +187,10 @@ class Recipe:
         return self._values[CONFIG].value is not None
 
     def read(self) -> ConfigDict:
-        """Return the recipe with the overrides; a duration on the command line replaces the
-        recipe's.
+        """Return the recipe with the keys that the command line overrides.
+
+        A duration on the command line, such as ``total_steps``, also replaces the recipe's duration
+        in another unit, such as ``total_epochs``.
 
         Raises:
             UserError: No recipe was given, or the command line sets one duration in several units.

@@ -23,7 +23,7 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
     """Return a one-line message for a parse error, with the nearest valid option.
 
     Args:
-        values: The flag values of the command.
+        values: The absl flags of the command.
         error: The exception raised while the flags were parsed.
         argv: The arguments without the program name.
     """
@@ -52,13 +52,14 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
 
 
 def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
-    """Return a message about the first option whose value is missing, so that the next option would
-    be taken as its value; None if there is none.
+    """Return a message about the first option that lacks a value, or None if all options have one.
+
+    absl would take the next option as the value, such as ``--quiet`` after ``--workdir``.
 
     Args:
-        values: The flag values of the command.
-        argv: The arguments without the program name. Options that set recipe keys are checked only
-            after the arguments were parsed.
+        values: The absl flags of the command.
+        argv: The arguments without the program name. Options that set recipe keys are not checked
+            before the recipe is loaded, because the types of the keys are unknown until then.
     """
     for argument, after in itertools.pairwise(argv):
         if argument == "--":
@@ -77,7 +78,7 @@ def _takes_value(values: flags.FlagValues, name: str) -> bool:
 
 
 def nearest_option(values: flags.FlagValues, text: str) -> str:
-    """Return a suggestion for an argument that resembles an option; empty if none is similar."""
+    """Return a suggestion of the option that an argument resembles, or an empty text."""
     name, equals, value = text.lstrip("-–—").partition("=")
     near = _nearest(values, name.removeprefix(f"{CONFIG}."))
     return f"; did you mean --{near}={value}?" if equals and near else ""
@@ -122,7 +123,7 @@ def _keys(values: flags.FlagValues) -> list[str]:
 
 
 def _kind_of_key(values: flags.FlagValues, name: str) -> type | None:
-    """Return the type of a key's value, `ConfigDict` for any block, or None for an unknown key."""
+    """Return the type of a key's value, `ConfigDict` for a block of keys, or None if unknown."""
     block: Any = _recipe(values)
     *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
     for part in blocks:

@@ -29,8 +29,7 @@ def import_modules(argv: Sequence[str]) -> None:
         argv: The arguments without the program name.
 
     Raises:
-        UserError: A module does not exist, or its import fails; the message names the file and
-            line.
+        UserError: A module does not exist, or its import fails at a line that the message names.
     """
     for position, argument in enumerate(argv):
         if argument == "--":

@@ -13,8 +13,7 @@ from typing import Any, TextIO, cast
 class Forgiving:
     """A text stream that ignores failed writes.
 
-    Text that cannot be written is lost. The first failed write is reported on stderr, later ones
-    are not.
+    Text that cannot be written is lost. Only the first failed write is reported on stderr.
 
     Args:
         stream: The text stream to write to, such as ``sys.stdout``.

@@ -23,9 +23,9 @@ def load(name: str, kind: str) -> ConfigDict:
     """Load a recipe, a protocol or a study, and return its configuration.
 
     Args:
-        name: A path or a shipped name, optionally followed by a colon and the argument of its
-            ``get_config``.
-        kind: The expected kind, a key of `can_jax.config.shipped.KINDS`.
+        name: The path of a Python file, or the name of a shipped one, such as ``vit_s``. A colon
+            and an argument of the file's ``get_config`` may follow.
+        kind: The expected kind of configuration: ``recipe``, ``protocol`` or ``study``.
 
     Raises:
         UserError: The recipe does not exist, is of another kind, or raises an exception; the

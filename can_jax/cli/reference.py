@@ -1,4 +1,4 @@
-"""Functions that return the recipes and their keys for ``--help``, and a configuration, as text."""
+"""Text for ``--help`` about recipes and their keys, and the text form of a configuration."""
 
 import textwrap
 

@@ -61,9 +61,10 @@ def bound_exit(code: int) -> None:
 def keep_compiled() -> None:
     """Enable JAX's persistent compilation cache in the user's cache directory.
 
-    Each processor model has its own folder, because programs for one model may not run on another.
-    The environment variable JAX_COMPILATION_CACHE_DIR takes precedence; if it is empty, the cache
-    is disabled. If the folder is not writable, programs are compiled at each start.
+    Each processor model has its own folder, because programs that are compiled for one model may
+    not run on another. The environment variable JAX_COMPILATION_CACHE_DIR takes precedence; if it
+    is empty, the cache is disabled. If the folder is not writable, programs are compiled at each
+    start.
     """
     cache = user_cache()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:

@@ -48,7 +48,7 @@ PLACES = {
 
 
 class Entry:
-    """A callable that runs a command, whose module is imported when it is called.
+    """A callable that imports the module of a command when it is called, and runs the command.
 
     Args:
         name: The name of the command, a key of `PLACES`.

@@ -3,15 +3,16 @@
 
 `input` measures the images per second of the input pipeline, stage by stage: decoding alone,
 cropping alone, the whole pipeline on the host, and the pipeline with the transfer to the device.
-The baseline is a two-view pipeline with Pillow, as is common with PyTorch, in one process per
-thread. The measurements of all stages alternate over several rounds.
+The baseline is a pipeline that makes two views with Pillow, as is common with PyTorch; it runs one
+process for each thread of the measured pipeline. Each round measures every stage once.
 
 `step` measures the images per second of the compiled train step on a batch in device memory. The
-MFU is relative to a matrix product that is measured in the same rounds. `--parts` also measures the
-train steps of MAE and SimCLR, and the cost of each part of CAN's train step. `--peer` also measures
-the same train step in PyTorch (`can_jax/benchmark/torch_reference.py`), alternating with can_jax.
-With `--peer`, CAN's step has no color jitter, grayscale or blur, and the paper's form of the
-denoising branch, so that both libraries do the same work.
+model FLOPs utilization (MFU) is relative to the FLOP/s of a matrix product, which is measured in
+the same rounds. `--parts` also measures the train steps of MAE and SimCLR, and the cost of each
+part of CAN's train step. `--peer` also measures the same train step in PyTorch
+(`can_jax/benchmark/torch_reference.py`), alternating with can_jax. With `--peer`, CAN's step omits
+color jitter, grayscale and blur, and uses the paper's form of the denoising branch, so that both
+libraries do the same work.
 """
 
 import json
@@ -79,7 +80,7 @@ _ROUNDS = FLAGS.integer(
     "rounds", 5, "The number of repetitions of each measurement.", lower_bound=1
 )
 _SECONDS = FLAGS.number(
-    "seconds", 3.0, "The minimum seconds of each repetition of a step or stage.", lower_bound=0.1
+    "seconds", 3.0, "The minimum duration of each repetition, in seconds.", lower_bound=0.1
 )
 _JSON = FLAGS.switch("json", False, "Print one JSON object instead of a table.")
 

@@ -42,7 +42,8 @@ def main(curves: str) -> None:
         path = epath.Path(curves)
         if len(runs) < 2:
             raise UserError(
-                "--write requires several runs, from whose spread the ranges are derived"
+                "--write derives the ranges from the spread of several runs: give them as "
+                "--run=DIR1,DIR2"
             )
         origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
         content = {"runs": len(runs), "commit": origin["commit"], "bands": ranges_of(runs)}

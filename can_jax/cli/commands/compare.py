@@ -1,8 +1,8 @@
 """`python -m can_jax.evaluate.compare --runs=OUT1,OUT2 [--output=report.html]`
 
 Prints a table of evaluations and writes it as an HTML page. Each row is a set of weights, and each
-column is a metric on one data set, with a star at the best value. Values on different test examples
-are in different columns.
+column is a metric on one data set. A star marks the best value of a column, if the metric has a
+preferred direction. Results on different test examples of one data set are in separate columns.
 """
 
 from etils import epath

@@ -2,8 +2,9 @@
 
 Prints the properties of this machine that affect a run: devices, drivers, package versions, limits,
 file systems, and the measured speed of a matrix product, of a copy to the device and of decoding an
-image. Then the command runs the self-check, which compares this installation with reference
-vectors, and prints remedies for the problems found. The exit code is 1 if the self-check fails.
+image. Then the command runs the self-check, which compares results of this installation with
+reference vectors, and prints remedies for the problems found. The exit code is 1 if the self-check
+fails.
 """
 
 import json

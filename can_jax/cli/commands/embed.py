@@ -2,9 +2,9 @@
 
 Writes the features of all images of a data set to a Parquet, npz or CSV file, with the name and the
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
-run directory, an export, or a folder or file of weights. DIR is a folder of images. For another
-kind of data, use `--config=knn` and `--config.data.…`, as for `can_jax.evaluate`. Re-running an
-interrupted command resumes it.
+run directory, an export, or a folder or file of weights. DIR is a folder of images. Other kinds of
+data are selected by `--config=knn` and `--config.data.…` options, as for `can_jax.evaluate`.
+Re-running an interrupted command resumes it.
 """
 
 from pathlib import Path
@@ -28,15 +28,18 @@ COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
 _CHECKPOINT = FLAGS.path(
-    "checkpoint", "The encoder: a run directory, an export, or a file of weights."
+    "checkpoint", "The encoder: a run directory, an export, or a file or folder of weights."
 )
 _STEP = FLAGS.integer(
-    "step", None, "The step of the checkpoint of a run; by default the latest.", 0
+    "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
 _DATA = FLAGS.path("data", "The folder of images; by default the data set of the run.")
 _SPLIT = FLAGS.text("split", None, "The split to read; required if the data has several splits.")
 _FEATURES = FLAGS.choice(
-    "features", None, list(FEATURES), "The tokens whose mean is the feature; by default patches."
+    "features",
+    None,
+    list(FEATURES),
+    "The tokens that are averaged to one feature vector; by default patches.",
 )
 _OUTPUT = FLAGS.path("output", "The file to create, with the suffix .parquet, .npz or .csv.")
 _CLUSTER = cluster_flag(FLAGS)
@@ -44,9 +47,10 @@ _CLUSTER = cluster_flag(FLAGS)
 
 @COMMAND.runs
 def main() -> None:
-    """Compute the features, and print their number, their width and their file."""
+    """Compute the features, and print the number of images, the feature width and the output
+    file."""
     if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint=FROM is missing: give a run directory, an export, or a file")
+        raise UserError("--checkpoint=FROM is missing: give a run directory, an export, or weights")
     if _OUTPUT.value is None:
         raise UserError("--output=FILE is missing: give the .parquet, .npz or .csv file to create")
     output = Path(_OUTPUT.value)

@@ -3,7 +3,7 @@
 Evaluates an encoder by an evaluation protocol on a labeled data set; the protocol `health` also
 accepts data without labels. FROM is the encoder: a run directory, an export, or a folder or file of
 weights of MAE, timm, Hugging Face or big_vision. The command writes `results.json` and
-`report.html` to OUT. By default, it evaluates on the data set of the run; `--config.data.…` selects
+`report.html` to OUT. The default data set is that of the pretraining run; `--config.data.…` selects
 another data set.
 """
 
@@ -31,14 +31,14 @@ COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
 _CHECKPOINT = FLAGS.path(
-    "checkpoint", "The encoder: a run directory, an export, or a file of weights."
+    "checkpoint", "The encoder: a run directory, an export, or a file or folder of weights."
 )
 _STEP = FLAGS.integer(
-    "step", None, "The step of the checkpoint of a run; by default the latest.", 0
+    "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
 _WORKDIR = FLAGS.path("workdir", "The directory to which results.json and report.html are written.")
 _UNTRAINED = FLAGS.switch(
-    "untrained", False, "Evaluate the encoder with its random initial weights instead."
+    "untrained", False, "Evaluate the encoder with random initial weights, not its trained ones."
 )
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 JOB = Job(FLAGS)

@@ -2,11 +2,12 @@
 
 Exports the weights of a run as timm, huggingface, big_vision, safetensors, stablehlo or onnx. RUN
 can also be an export, or weights of another library to convert. Before the command creates DIR, it
-verifies the exported files. Separate code, and the target library if it is installed, must compute
-the same outputs from these files as the run. The file `manifest.json` in DIR holds the errors of
-this verification and the facts required to use the weights, such as the normalization of images.
-The file `README.md` in DIR is a model card; `--results=OUT1,OUT2` adds the results of evaluations.
-`--push=hf://user/name` uploads DIR to the Hugging Face Hub.
+verifies the exported files. Independent code, and the target library if it is installed, must
+reproduce the outputs of the run's model from the exported files. The file `manifest.json` in DIR
+holds the numerical errors that the verification measured, and the facts required to use the
+weights, such as the normalization of images. The file `README.md` in DIR is a model card;
+`--results=OUT1,OUT2` adds the results of evaluations. `--push=hf://user/name` uploads DIR to the
+Hugging Face Hub.
 """
 
 from etils import epath
@@ -27,9 +28,9 @@ _CHECKPOINT = FLAGS.path(
     "checkpoint", "The weights: a run directory, an export, or a file or folder of weights."
 )
 _STEP = FLAGS.integer(
-    "step", None, "The step of the checkpoint of a run; by default the latest.", 0
+    "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
-_FORMAT = FLAGS.choice("format", None, list(FORMATS), "The format of the export.")
+_FORMAT = FLAGS.choice("format", None, list(FORMATS), "The format to export to, such as timm.")
 _CONTENTS = FLAGS.choice(
     "contents",
     None,
@@ -52,13 +53,14 @@ _HEADS = FLAGS.integer(
 _MEAN = FLAGS.items(
     "mean",
     None,
-    "The mean of each channel of images in [0, 1], separated by commas, if the weights do not "
-    "state it.",
+    "The means of the channels of images in [0, 1], separated by commas, if the weights do not "
+    "state them.",
 )
 _STD = FLAGS.items(
     "std",
     None,
-    "The standard deviation of each channel, separated by commas, if the weights do not state it.",
+    "The standard deviations of the channels, separated by commas, if the weights do not state "
+    "them.",
 )
 
 
@@ -73,7 +75,7 @@ def _numbers(name: str, words: list[str] | None) -> list[float] | None:
 
 @COMMAND.runs
 def main() -> None:
-    """Export the weights, and print the errors that the verification measured."""
+    """Export the weights, and print the numerical errors that the verification measured."""
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint=DIR is missing: give a run directory")
     if _FORMAT.value is None:

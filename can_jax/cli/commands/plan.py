@@ -1,19 +1,21 @@
 """`python -m can_jax.plan --config=RECIPE --topology=v5e:16x16 [--search] [--json]`
 
 Compiles the train step of a recipe for devices that are not attached. The command prints whether
-the step fits into the memory of these devices, the collectives of a step, and the estimated time of
-a step and of the whole run. If the step does not fit, the command searches for settings that fit,
-and the exit code is 1.
+the train step fits into device memory, the collectives of the step, and the estimated times of the
+step and of the whole run. If the step does not fit, the command searches for settings that fit, and
+the exit code is 1.
 
-TPU slices are, for example, `v5e:16x16`, `v4:4x4x4`, `v5p:4x4x4` and `v6e:16x16`. Their compiler is
-installed by `pip install 'jax[tpu]'`, and no TPU is needed. GPUs are given as the number per host
-and the number of hosts, such as `h100:8x4` for four hosts of eight GPUs. Without their compiler,
-`pip install 'jax[cuda13]'`, the plan is less exact, because CPU devices stand in for GPUs.
+Examples of TPU slices are `v5e:16x16`, `v4:4x4x4`, `v5p:4x4x4` and `v6e:16x16`. The TPU compiler is
+installed by `pip install 'jax[tpu]'`, and needs no TPU. GPUs are given as the number per host and
+the number of hosts, such as `h100:8x4` for four hosts of eight GPUs. The GPU compiler is installed
+by `pip install 'jax[cuda13]'`, and needs no GPU. Without the GPU compiler, the step is compiled for
+CPU devices, and the plan is less accurate.
 
-For TPUs, the time of a step is the sum of the compiler's estimates for all instructions. For GPUs,
-each kernel takes the time of its memory traffic or of its FLOPs, whichever is longer. The command
-also lists the time of each part of the step. `--top=20` lists the 20 most expensive instructions
-with their source lines. `--dump_hlo=FILE` writes the compiled program as text.
+For TPUs, the time of a step is the sum of the compiler's estimates for its instructions.
+Instructions without such an estimate, and all kernels on GPUs, are estimated to take the time of
+their memory traffic or of their FLOPs, whichever is longer. The command also prints the estimated
+time of each part of the step. `--top=20` lists the 20 most expensive instructions with their source
+lines. `--dump_hlo=FILE` writes the text of the compiled program to FILE.
 """
 
 import json
@@ -45,7 +47,10 @@ FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
 _SLICES = FLAGS.integer(
-    "slices", 1, "The number of slices of the topology, which slower links connect."
+    "slices",
+    1,
+    "The number of TPU slices, connected by slower links; for GPUs, a factor of the number of "
+    "hosts.",
 )
 _MFU = FLAGS.number(
     "mfu",
@@ -57,10 +62,15 @@ _EXAMPLES = FLAGS.integer(
     "examples", IMAGENET, "The number of images per epoch; by default that of ImageNet-1k."
 )
 _SEARCH = FLAGS.switch(
-    "search", False, "Search for the fastest remat, microbatches and mesh that fit."
+    "search",
+    False,
+    "Search for the fastest remat policy, microbatches and mesh that fit in memory.",
 )
 _TRIES = FLAGS.integer(
-    "tries", None, "The maximum number of settings to compile; by default 12 with --search, else 4."
+    "tries",
+    None,
+    "The maximum number of combinations of settings to compile; by default 12 with --search, else "
+    "4.",
 )
 _TOP = FLAGS.integer("top", 0, "The number of most expensive instructions to list.", lower_bound=0)
 _DUMP_HLO = FLAGS.path("dump_hlo", "The file to which the text of the compiled step is written.")
@@ -69,11 +79,11 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of tables.")
 
 @COMMAND.runs
 def main() -> None:
-    """Compile a train step and print its plan; search for settings on request or if it does not
-    fit."""
+    """Compile a train step, and print its memory and time. With ``--search``, or if the step does
+    not fit in memory, also search for better settings."""
     config = _CONFIG.read()
     if _TOPOLOGY.value is None:
-        raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
+        raise UserError("--topology=NAME is missing: give the devices, such as v5e:16x16")
     mfu = ASSUMED_MFU if _MFU.value is None else _MFU.value
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu}: give a fraction above 0 and at most 1")

@@ -1,7 +1,7 @@
 """`python -m can_jax.plan.contrastive [--topology=v5e:16x16]`
 
 Prints the memory per device of the contrastive loss and its gradient, for several batch sizes. The
-loss is compiled in two forms, with blocks of keys as in the train step and with the full similarity
+loss is compiled both with blocks of keys, as in the train step, and with the full similarity
 matrix.
 """
 
@@ -36,7 +36,7 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
         mesh: The device mesh over which the images are split.
         images: The number of images in the global batch, each with two views.
         width: The width of the projected embeddings.
-        block: The number of keys with which all rows are compared at a time.
+        block: The number of keys per block; all embeddings are compared with one block at a time.
     """
 
     def value(projection: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ def rows_of(text: str, path: str) -> tuple[str, list[tuple[str, str]]]:
     """Return the table in a recipe's text, and the slice and settings of each row."""
     table = re.search(r"^    slice .*\n(?:    \S.*\n)+", text, re.MULTILINE)
     if table is None:
-        raise UserError(f"{path} has no table that begins with 'slice'")
+        raise UserError(f"{path} has no table of plans: no header line begins with 'slice'")
     old = table[0].rstrip("\n")
     rows = [re.split(r"\s{2,}", line.strip()) for line in old.splitlines()[1:]]
     return old, [(row[0], row[1]) for row in rows]

@@ -1,9 +1,9 @@
 """`python -m can_jax.report RUN... [--output=run_report.html]`
 
-Writes an HTML page about a run, with its curves, throughput, figures, settings and their changes,
-starts and environment. For several runs, the page shows them side by side. The page is a single
-file that loads no other files and opens without a web server. A run in progress is shown up to its
-latest metrics.
+Writes an HTML page about a run: its metric curves, throughput, figures, settings, changes of
+settings, process starts and environment. For several runs, the page shows them side by side. The
+page is a single file that loads no other files and opens without a web server. A run in progress is
+shown up to its latest metrics.
 """
 
 import os

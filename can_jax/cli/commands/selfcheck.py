@@ -2,9 +2,9 @@
 
 Verifies this installation against a file of reference vectors. The command loads the weights and
 inputs in the file, computes outputs, losses and gradients from them, and compares these with the
-values in the file. By default, it uses a small file in the package, whose values an independent
-NumPy implementation computed. `--weights` loads the weights from another file, in any supported
-layout, to verify that this file is read correctly.
+values in the file. By default, the command uses a small file in the package, whose values an
+independent NumPy implementation computed. `--weights` loads the weights from another file, in any
+supported layout, to verify that this file is read correctly.
 """
 
 import json
@@ -30,7 +30,8 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main() -> None:
-    """Compare and print all quantities, and fail if an error exceeds its tolerance."""
+    """Run the self-check and print the error of each quantity; fail if one exceeds its
+    tolerance."""
     jax.config.update("jax_enable_x64", _X64.value)
     with apart(_JSON.value), phase("comparing this installation with reference vectors"):
         report = check(_REFERENCE.value or str(SHIPPED), _X64.value, _WEIGHTS.value)

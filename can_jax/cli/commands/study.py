@@ -3,8 +3,9 @@
 Trains and evaluates the runs of a study one after another. The result of each run is a JSON file in
 `RUNS/results`, or in the folder of `--results`. Runs that already have a result are skipped.
 Re-running the command after SIGTERM or a kill resumes the interrupted run. If several processes run
-the command at the same time, they divide the runs among themselves. `--pending` lists the remaining
-runs without training. `--report=PAGE.md` writes tables and plots of the available results.
+the command at the same time, they divide the runs among themselves. `--pending` lists the finished
+and the remaining runs, without training. `--report=PAGE.md` writes a Markdown page with tables and
+plots of the available results, without training.
 """
 
 from etils import epath
@@ -24,12 +25,14 @@ _RESULTS = FLAGS.path("results", "The folder of the result files; by default WOR
 _PENDING = FLAGS.switch(
     "pending", False, "List the finished and the remaining runs, without training."
 )
-_REPORT = FLAGS.path("report", "The Markdown file for the available results; nothing is trained.")
+_REPORT = FLAGS.path(
+    "report", "Write the available results to this Markdown file, without training."
+)
 
 
 @COMMAND.runs
 def main() -> None:
-    """Run the study, or list its runs, or write a report of its results."""
+    """Train and evaluate the runs of a study, list them, or write a report of their results."""
     study = _CONFIG.read()
     only_read = _PENDING.value or _REPORT.value
     if _WORKDIR.value is None and not only_read:

@@ -47,7 +47,7 @@ COMMAND = Command(__doc__, complete=with_recipe, more_help=lambda: recipes_help(
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _DATA = FLAGS.path(
-    "data", "The path of the images: a folder, shards or arrays, for which settings are chosen."
+    "data", "The path of the images: a folder, shards or arrays. Settings are chosen to suit them."
 )
 _FOR = FLAGS.text(
     "for", None, "The length of the run, such as 2h, 100epochs, 5000steps or 1e7images."
@@ -55,7 +55,7 @@ _FOR = FLAGS.text(
 _WORKDIR = FLAGS.path(
     "workdir",
     "The run directory, the same for all hosts; it may be a URL such as gs://…. With --data, the "
-    "default is runs/NAME, where NAME is that of the data.",
+    "default is runs/NAME, where NAME derives from the path of the data.",
 )
 _PRINT_CONFIG = FLAGS.switch("print_config", False, "Print the resolved configuration, and exit.")
 _QUIET = FLAGS.switch("quiet", False, "Print warnings and errors only; log.txt has the rest.")
@@ -74,7 +74,7 @@ JOB = Job(FLAGS)
 
 @COMMAND.runs
 def main() -> None:
-    """Pretrain as configured by the flags."""
+    """Pretrain an encoder as configured by the flags."""
     from can_jax.monitoring.console import console_output
     from can_jax.utils.extras import require_input
 
@@ -129,7 +129,7 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
 
 
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
-    """Choose settings for the devices, the data and the time; print them, and return the result.
+    """Choose settings for the devices, the data and the training time; print and return them.
 
     A resumed run keeps its stored settings, except for those that adapt the run to other devices
     without changing its results.
