@@ -27,7 +27,7 @@ def keep_stacks_in(folder: str, label: str) -> None:
     """Set a folder to which `abort` also writes the thread stacks.
 
     Args:
-        folder: A local folder; a URL is ignored.
+        folder: The path of a local folder; for a URL, `abort` writes no file.
         label: A suffix of the file name that distinguishes this process from the others of its job.
     """
     global _folder, _label
@@ -38,12 +38,12 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
     """Print a message and exit at once with code 70.
 
     The process does not wait for other threads, since a blocked collective operation cannot be
-    interrupted. Writing takes at most `WRITE_SECONDS` for the file and for stderr each.
+    interrupted. Writing to a file and writing to stderr take at most `WRITE_SECONDS` each.
 
     Args:
-        message: The last line to print.
-        stacks: Whether to print the stack of every thread before the message. The folder that
-            `keep_stacks_in` sets always gets a file with the stacks.
+        message: The error message, printed as the last line.
+        stacks: Whether to print the stack of every thread before the message. With False, the
+            stacks are still written to the folder that `keep_stacks_in` sets.
     """
     dump = _places()
     for write in (_to_file, _to_stderr):
@@ -63,8 +63,8 @@ def abort_on_sigabrt(message: str) -> None:
     be blocked in a collective operation.
 
     Call this function only in jobs of several processes, since it also ends a process that was
-    suspended for `DEAD_SECONDS`. JAX treats such a process as lost after a minute. A later call
-    replaces the message.
+    suspended for `DEAD_SECONDS`. JAX treats a suspended process as lost after a minute. Another
+    call of this function replaces the message.
     """
     if not _handlers:
         threading.Thread(target=_prove_alive, daemon=True).start()
@@ -99,7 +99,7 @@ def dump_stacks_after(seconds: float | None) -> None:
 
 @functools.cache
 def _stderr() -> int:
-    """Return a file descriptor of stderr whose writes do not block.
+    """Return a file descriptor of stderr whose writes do not block, where the system allows this.
 
     A blocked write of the stack dump would stop the whole program. The thread that resets the timer
     would wait for the write while holding the GIL.
@@ -114,8 +114,8 @@ def _stderr() -> int:
 def _prove_alive() -> None:
     """Keep resetting a C timer, which ends this process once Python has not run for `DEAD_SECONDS`.
 
-    While a C thread holds the GIL, the SIGABRT handler of `abort_on_sigabrt` cannot run. This timer
-    then ends the process.
+    The SIGABRT handler of `abort_on_sigabrt` cannot run while a C thread holds the GIL, but the
+    timer can expire.
     """
     while True:
         faulthandler.dump_traceback_later(DEAD_SECONDS, exit=True)
@@ -125,8 +125,8 @@ def _prove_alive() -> None:
 def _places() -> str:
     """Return the stack of every thread as text.
 
-    No other thread runs while `faulthandler` writes. The dump is therefore written to memory, since
-    a full pipe or a hung disk would block the process.
+    No other Python thread runs while `faulthandler` writes. The stacks are therefore written to
+    memory, since a full pipe or a hung disk would block the process.
     """
     in_memory = getattr(os, "memfd_create", None)  # on Linux
     with open(in_memory("stacks"), "w+b") if in_memory else tempfile.TemporaryFile() as file:

@@ -20,12 +20,13 @@ class Chip:
 
     Attributes:
         name: A prefix of JAX's ``device_kind``, such as ``NVIDIA H100``.
-        peak_flops: The peak FLOP/s of dense bfloat16 matrix products with float32 accumulation; of
-            float16 products on GPUs without bfloat16.
+        peak_flops: The peak FLOP/s of dense matrix products with float32 accumulation, in bfloat16,
+            or in float16 on GPUs without bfloat16.
         memory: The bytes of device memory that a program may use: the compiler's limit on TPUs,
-            nine tenths of the memory on GPUs. None if unknown.
-        link: The bytes/s that a device sends to others over the fast interconnect. On a TPU this is
-            one axis of the torus, both directions added. On a GPU this is NVLink or else PCIe.
+            nine tenths of the memory on GPUs; None if unknown.
+        link: The bytes/s that a device sends to others over the fast interconnect. For a TPU,
+            ``link`` is the bandwidth of one torus axis, with both directions added. For a GPU,
+            ``link`` is the bandwidth of NVLink, or of PCIe without NVLink.
         network: The bytes/s that one device sends to other TPU slices or hosts.
     """
 
@@ -79,7 +80,7 @@ class Devices:
     Attributes:
         platform: JAX's name of the platform: ``cpu``, ``gpu`` or ``tpu``.
         kind: JAX's ``device_kind``, such as ``NVIDIA H100 80GB HBM3``.
-        count: The number of devices of all processes.
+        count: The number of devices in all processes together.
         memory: The bytes of memory that a program may use on each device; None if unknown.
         bfloat16: Whether the devices have hardware for bfloat16 matrix products.
     """

@@ -49,11 +49,12 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     """Build the device mesh that ``config.mesh`` describes.
 
     The devices are ordered by `jax.experimental.mesh_utils` to suit the physical network. If the
-    devices form several TPU slices, `slice_shape` decides which axes cross their slower links.
+    devices form several TPU slices, `slice_shape` decides which mesh axes cross the slower links
+    between slices.
 
     Args:
         config: The block ``config.mesh``.
-        devices: The devices of the mesh. The default is all devices of all processes.
+        devices: The devices of the mesh; by default all devices of all processes.
     """
     if devices is None:
         devices = jax.devices()
@@ -86,18 +87,18 @@ def warn_of_unused_accelerator() -> None:
 
 
 def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
-    """Return how many slices lie along each axis of the mesh.
+    """Return the number of TPU slices along each axis of the mesh.
 
     A slice is a group of TPU chips with fast links. As many slices as possible are placed along the
-    axis `data`, which needs the least communication, only the gradients of a step. The remaining
-    slices are placed along `fsdp`, which also communicates the parameters.
+    axis `data`, across which a step communicates only gradients. The remaining slices are placed
+    along `fsdp`, which also communicates the parameters.
 
     Args:
         shape: The sizes of the mesh axes `(data, fsdp, tensor)`.
-        slices: The number of slices.
+        slices: The number of TPU slices, at least 1.
 
     Raises:
-        UserError: The slices cannot be placed along `data` and `fsdp` alone, so that `tensor` would
+        UserError: The slices cannot be placed along `data` and `fsdp` alone; `tensor` would have to
             cross slow links.
     """
     data, fsdp, _ = shape
@@ -129,8 +130,8 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 def constrain_batch_sharding(x: Array) -> Array:
     """Constrain an array to the batch sharding, in which only the first axis is split.
 
-    Without such constraints between blocks, the compiler may replicate activations. Outside a
-    `jax.set_mesh` context the array is returned unchanged.
+    Without batch-sharding constraints between blocks of a transformer, the compiler may replicate
+    activations. Outside a `jax.set_mesh` context the array is returned unchanged.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

@@ -70,7 +70,8 @@ class PreemptionHandler:
     def install(self) -> None:
         """Install the signal handlers. Call this method in the main thread.
 
-        SIGHUP and SIGINT stay ignored if this process was started so, for example by ``nohup``.
+        SIGHUP and SIGINT stay ignored if the process was started with them ignored, as by
+        ``nohup``.
         """
         self.installed = True
         received, sent = os.pipe()
@@ -85,7 +86,10 @@ class PreemptionHandler:
         self._usual_hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
 
     def defer(self) -> None:
-        """Make signals only set `requested`. The caller must poll `requested`, save and end."""
+        """Make later signals set `requested` instead of raising `Stopped`.
+
+        The caller must poll `requested`, save the state and end the process.
+        """
         self._deferred = True
 
     def resume(self) -> None:
@@ -193,7 +197,7 @@ _before_fork = threading.local()  # the signal mask of each thread
 
 
 def _hold() -> None:
-    """Block signals before a fork, so that none arrives in the child before `_forget`."""
+    """Block signals before a fork, so that none arrives in the child before `_forget` has run."""
     _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -203,7 +207,7 @@ def _release() -> None:
 
 
 def _forget() -> None:
-    """Restore the default signal actions in a forked child, which does not write to the pipe."""
+    """Restore the default signal actions in a forked child, and detach it from the signal pipe."""
     signal.set_wakeup_fd(-1)
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:

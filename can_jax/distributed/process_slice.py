@@ -22,7 +22,7 @@ class ProcessSlice:
     Attributes:
         rows: The indices of the rows in the global batch, ascending.
         index: The index of this slice among the distinct slices of all processes.
-        count: The number of distinct slices.
+        count: The number of distinct slices of all processes.
         batch_size: The number of rows of the global batch.
         sharding: The sharding of the global batch.
     """
@@ -34,7 +34,7 @@ class ProcessSlice:
     sharding: NamedSharding
 
     def place(self, local: Any) -> Array:
-        """Return a global array of which this process contributes its rows.
+        """Return a global array, to which this process contributes its rows.
 
         Args:
             local: A host array with the rows of this process, of shape ``(len(rows), ...)``.
@@ -68,7 +68,7 @@ def slice_of_process(mesh: Mesh, batch_size: int, process: int | None = None) ->
     Args:
         mesh: The device mesh of all processes.
         batch_size: The number of rows of the global batch, a multiple of `batch_shards`.
-        process: The index of the process. The default is this process.
+        process: The index of the process; by default that of this process.
     """
     sharding = batch_sharding(mesh)
     ranges = row_ranges_of_processes(sharding, batch_size)

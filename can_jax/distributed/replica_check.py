@@ -18,7 +18,7 @@ from can_jax.distributed.sharding_rules import named_leaves
 
 
 def checksum(array: Array) -> UInt32[Array, ""]:
-    """Return a checksum of the bits of an array, which also depends on the order of elements."""
+    """Return a checksum of the bits of an array, which depends on the order of its elements."""
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32).reshape(-1)
     weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
@@ -29,7 +29,7 @@ class ReplicaCheck:
     """A comparison of all copies of every array in a pytree, over all devices and hosts.
 
     Args:
-        abstract: The pytree with `jax.ShapeDtypeStruct` leaves that have shardings.
+        abstract: The pytree to check, with `jax.ShapeDtypeStruct` leaves that have shardings.
         mesh: The device mesh of the shardings.
     """
 
@@ -55,7 +55,7 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The fraction of the pytree's bytes of which more than one device holds a copy."""
+        """The fraction of the pytree's bytes in arrays that are stored on more than one device."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)

@@ -54,7 +54,7 @@ def detect_launcher() -> str | None:
 def spare_absent_tpu() -> None:
     """Keep libtpu from querying the network for a TPU on a machine without one.
 
-    The planner `can_jax.plan` uses libtpu on such machines, where it would log long errors. Call
+    A failed query would log long errors when the planner `can_jax.plan` compiles with libtpu. Call
     this function before JAX starts a backend.
     """
     if not tpu_chips():
@@ -69,9 +69,9 @@ def start(
 ) -> None:
     """Connect this process to the others of its job. Call this before any other function of JAX.
 
-    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the arguments that are None. Elsewhere, if
-    the first three arguments are None, the process is alone and the function does nothing.
-    Collective: every process of the job must call this.
+    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the arguments that are None. If no launcher
+    is detected and the first three arguments are None, this function does nothing. Collective:
+    every process of the job must call this.
 
     Args:
         coordinator: The ``host:port`` of process 0, reachable from all processes.
@@ -131,7 +131,7 @@ def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[
 
     Args:
         seconds: The timeout in seconds.
-        message: The message to print.
+        message: The last line to print before the program exits.
         stacks: Whether to print the stack of every thread before the message.
     """
     watch = threading.Timer(seconds, abort, [message, stacks])
@@ -169,7 +169,8 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
 
 
 def gather(name: str, value: Any) -> np.ndarray:
-    """Return the values of all processes, stacked. Collective: every process must call this.
+    """Return the values of all processes, stacked along a new first axis. Collective: every process
+    must call this.
 
     Args:
         name: The name of this operation, for messages.
@@ -202,7 +203,8 @@ class StopSignals:
         handler.defer()
 
     def after(self, step: int) -> bool:
-        """Return whether to stop after ``step``. Collective: every process must call this."""
+        """Return whether the job must stop after ``step``. Collective: every process must call
+        this."""
         if not self._several:
             return handler.requested is not None
         if handler.requested and not self._forwarded:
@@ -219,7 +221,7 @@ class StopSignals:
 
 
 def assert_equal_across_processes(
-    name: str, text: str, hint: str = "start all of them with the same command"
+    name: str, text: str, hint: str = "start all processes with the same command"
 ) -> None:
     """Check that a text is equal in all processes. Collective: every process must call this.
 

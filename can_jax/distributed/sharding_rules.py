@@ -68,7 +68,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Return the leaves of a pytree by their `path_name`, in the order of `jax.tree.leaves`.
 
-    `flax.traverse_util.flatten_dict` accepts only dicts, and returns leaves in insertion order.
+    Unlike `flax.traverse_util.flatten_dict`, this function accepts pytrees other than dicts.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {path_name(path): leaf for path, leaf in leaves}
@@ -124,7 +124,7 @@ def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = 
 
 
 def splits_state(config: ConfigDict) -> bool:
-    """Return whether the train state is also split over `data`, from ``config.mesh.shard_state``.
+    """Return whether ``config.mesh.shard_state`` also splits the train state over `data`.
 
     The setting `auto` stands for True on GPUs and TPUs, and for False on a CPU.
     """
