@@ -15,13 +15,14 @@ class Charge:
         part: The part of the step, one of `can_jax.plan.parts.PARTS`.
         kind: ``products`` (matrix products), ``copies``, ``collectives``, ``custom`` or
             ``elementwise``.
-        seconds: The time of one execution.
+        seconds: The time of one execution in seconds.
         times: The number of executions in a step.
         basis: The origin of ``seconds``: ``compiler`` (its cycles), ``memory`` (a roofline of bytes
             and FLOPs) or ``link`` (the bandwidth of a network).
-        line: The source line that traced the instruction, or None if unknown.
+        line: The Python source line from which the instruction was traced, or None if unknown.
         launched: Whether the instruction is launched as a kernel, unlike operations on scalars.
-        note: The property that the program does not state, such as a loop's trip count, or None.
+        note: The reason why the time is uncertain, such as an unknown trip count of a loop, or
+            None.
         moved: The bytes that one execution reads and writes; 0 unless a roofline gives the time.
         flops: The FLOPs of one execution's matrix products; 0 unless a roofline gives the time.
     """
@@ -47,7 +48,7 @@ class Charge:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The estimate of a train step: a `Charge` for each instruction."""
+    """The time estimate of a train step: a `Charge` for each instruction."""
 
     charges: tuple[Charge, ...]
 
@@ -63,12 +64,12 @@ class Estimate:
 
     @property
     def kernels(self) -> int:
-        """The number of kernel launches in a step. Each iteration of a loop counts."""
+        """The number of kernel launches in a step, counted for each iteration of a loop."""
         return sum(charge.times for charge in self.charges if charge.launched)
 
     @property
     def traffic(self) -> int:
-        """The bytes that a step reads from and writes to memory, without collectives."""
+        """The bytes that a step reads and writes in instructions that a roofline estimates."""
         return self._traffic("products") + self.traffic_outside_products
 
     @property
@@ -99,7 +100,8 @@ class Estimate:
     def unknown(self) -> list[Charge]:
         """Return the instructions whose times are uncertain, the slowest first.
 
-        These are instructions with a note, and custom calls without a compiler estimate.
+        Times are uncertain for instructions with a `Charge.note`, and for custom calls without a
+        compiler estimate.
         """
         found = (
             charge

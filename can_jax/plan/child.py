@@ -32,14 +32,15 @@ def plan_in_child(
     The call blocks until the child has compiled the train step.
 
     Args:
-        config: The configuration of a recipe.
+        config: The configuration of the run to plan.
         topology: The name of the devices, such as ``v5e:16x16``.
-        slices: The number of TPU slices of this topology.
-        mfu: The assumed model FLOPs utilization, above 0 and at most 1, for devices whose compiler
-            estimates no times; None for the default of 0.4.
+        slices: The number of TPU slices; for GPUs, a factor of the number of hosts.
+        mfu: The model FLOPs utilization to assume if the step is compiled for CPU devices, above 0
+            and at most 1; None for 0.4.
 
     Raises:
-        UserError: The topology is unknown, or the settings are invalid.
+        UserError: The topology is unknown, a setting is invalid, or ``mfu`` is given although the
+            compiler of the devices is installed.
     """
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.py"

@@ -14,7 +14,7 @@ class Clock:
         hertz: The clock rate of the compiler's estimated cycles; None for GPUs, whose compiler
             estimates no cycles.
         memory_bandwidth: The bandwidth of the device's main memory in bytes/s.
-        source: The publication or derivation of ``hertz``.
+        source: The publication, derivation or data sheet from which the values are taken.
     """
 
     hertz: float | None
@@ -65,7 +65,7 @@ GPU_CALIBRATION = Calibration(0.60, "can_jax on an H200, 48 ms estimated, 80 ms 
 
 
 def clock_of(chip: Chip) -> Clock | None:
-    """Return the speeds of a kind of device, or None for an unknown kind."""
+    """Return the clock rate and memory bandwidth of a kind of device, or None if unknown."""
     for gpu in GPUS.values():
         if chip_of(gpu.kind) == chip:
             return Clock(None, gpu.bandwidth, "data sheet")

@@ -2,10 +2,10 @@
 
 The TPU compiler writes the expected cycles of an instruction into the text of the program
 (``estimated_cycles``). This module sums the cycles along the schedule, and multiplies those of a
-loop's body by the trip count. An instruction without cycles is estimated by a roofline, which is
-the longer of its bytes at the memory bandwidth and its FLOPs at the device's peak. A collective is
-estimated by its bytes at the bandwidth of its network. If a transfer overlaps other instructions,
-only the part of its time without overlap counts.
+loop's body by the trip count. An instruction without cycles is estimated by a roofline: the longer
+of the times of its bytes at the memory bandwidth and of its FLOPs at the device's peak. The time of
+a collective is the number of sent bytes divided by the bandwidth of the network. If a transfer
+overlaps other instructions, only the part of its time without overlap counts.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ def estimate_step(program: Program, mesh: Mesh, topology: Topology, clock: Clock
     """Return the estimated time of each instruction of a program.
 
     Args:
-        program: The compiled program. Programs for TPUs contain the compiler's cycles.
+        program: The compiled program. A program for TPUs contains the compiler's cycle estimates.
         mesh: The device mesh over which the program is partitioned. Partition ``i`` runs on device
             ``i`` of the flattened mesh.
         topology: The devices and networks for which the program is compiled.
-        clock: The speeds of these devices.
+        clock: The clock rate and memory bandwidth of a device.
     """
     walk = _Walk(program, mesh, topology, clock)
     return Estimate(tuple(walk.charges(program.entry.name, 1, None)))
@@ -49,10 +49,10 @@ class _Transfer:
     Attributes:
         instruction: The instruction that starts the transfer.
         part: The part of the step to which the transfer belongs.
-        kind: ``collectives`` or ``copies``.
+        kind: The kind of transfer, ``collectives`` or ``copies``.
         needed: The duration of the transfer in seconds.
         finish: The seconds from the start of the computation to the end of the transfer.
-        hidden: The seconds of the fusions that have advanced the transfer so far; None if all later
+        hidden: The seconds of the transfer that fusions have overlapped so far; None if all later
             instructions overlap the transfer.
     """
 
@@ -71,12 +71,14 @@ class _Walk:
         self.program, self._mesh, self._topology, self._clock = program, mesh, topology, clock
 
     def charges(self, name: str, times: int, context: str | None) -> list[Charge]:
-        """Return a `Charge` for each instruction of a computation and of those that it calls.
+        """Return a `Charge` for each instruction of a computation, including its loops and
+        branches.
 
         Args:
             name: The name of the computation.
             times: The number of executions of the computation in a step.
-            context: The part of the step to which the calling instruction belongs.
+            context: The part of the step to which the calling instruction belongs; None for the
+                entry computation or an unknown part.
         """
         schedule = _Schedule(self, times)
         computation = self.program.computations[name]
@@ -140,7 +142,10 @@ class _Walk:
         launched: bool = True,
         note: str | None = None,
     ) -> Charge:
-        """Return the `Charge` of an instruction. All collectives form a part of their own."""
+        """Return the `Charge` of an instruction, given its time.
+
+        Collectives are assigned to a part of their own, ``collectives``.
+        """
         if kind == "collectives":
             part = kind
         elif part is None:
@@ -169,13 +174,17 @@ class _Walk:
         """Return the seconds of an asynchronous copy.
 
         The result of a ``copy-start`` instruction holds the destination, the source and flags. The
-        number of copied bytes is the size of the smaller array.
+        copy moves as many bytes as the smaller of destination and source holds.
         """
         large = [array.bytes for array in instruction.arrays if array.shape]
         return min(large[:2], default=0) / self._clock.memory_bandwidth
 
     def _origin(self, computation: Computation, instruction: Instruction) -> str | None:
-        """Return the part of the step argument that an instruction casts or copies, or None."""
+        """Return the part of the step for which an instruction casts or copies a step argument.
+
+        Step arguments are, for example, the parameters and the batch. The result is None for any
+        other instruction.
+        """
         found: Instruction | None = instruction
         while found is not None and found.opcode in _CASTS and found.operands:
             found = computation.by_name.get(found.operands[0])
@@ -198,7 +207,7 @@ class _Schedule:
     """The schedule of one computation: its `Charge` list, elapsed time and open transfers.
 
     Args:
-        walk: The traversal of the program.
+        walk: The traversal of the program that contains the computation.
         times: The number of executions of the computation in a step.
     """
 
@@ -291,7 +300,7 @@ class _Schedule:
         self._pending[key] = _Transfer(instruction, part, kind, needed, self._free[kind], hidden)
 
     def _finish(self, transfer: _Transfer | None) -> None:
-        """Count the time of a transfer that other instructions do not overlap."""
+        """Count the part of a transfer's time that other instructions do not overlap."""
         if transfer is None:  # It was charged in the computation that starts it.
             return
         if transfer.hidden is None:

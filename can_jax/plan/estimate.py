@@ -30,10 +30,12 @@ class Memory:
     """The memory use of one device in bytes.
 
     Attributes:
-        parameters, optimizer: The device's shards of the parameters and of the optimizer state.
-        temporaries: The activations, gradients and other buffers of a step, and the machine code.
-        total: The memory that a step needs in total, with the train state and the batch.
-        limit: The memory of the device that a program may use.
+        parameters, optimizer: The bytes of one device's shards of the parameters, and of its shards
+            of the optimizer state.
+        temporaries: The bytes of the activations, gradients and other buffers of a step, and of the
+            machine code.
+        total: The bytes that a step needs in total, including the train state and the batch.
+        limit: The bytes of device memory that a program may use.
     """
 
     parameters: int
@@ -55,12 +57,13 @@ class Plan:
         flops_per_image: The FLOPs per image per step, computed from the layer sizes.
         recomputed_flops_per_image: The FLOPs per image per step that are recomputed to save memory.
         collectives: The collectives of one step; empty if compilation ran out of memory.
-        compile_seconds: The compile time on this machine.
-        compute_seconds: The time of a step without collectives, from ``estimate``; or the time of
-            the FLOPs at the assumed utilization if there is no estimate.
-        communication_seconds: The time of all collectives if none of them overlaps computation.
+        compile_seconds: The compile time on this machine, in seconds.
+        compute_seconds: The time of a step without collectives, in seconds. Without an
+            ``estimate``, the FLOPs at the assumed utilization give ``compute_seconds``.
+        communication_seconds: The time of all collectives in seconds, if none of them overlaps
+            computation.
         estimate: The estimated time of each instruction, from the TPU compiler's cycles or from a
-            roofline of a GPU; None for CPU devices, or if compilation ran out of memory.
+            GPU roofline. ``estimate`` is None for CPU devices, or if compilation ran out of memory.
         calibration: The measured speed of steps relative to estimates; None without an estimate.
         compiled: Whether compilation succeeded instead of running out of memory.
     """
@@ -83,8 +86,9 @@ class Plan:
     def step_seconds(self) -> float:
         """The expected time of a step in seconds.
 
-        The expected time is the estimate divided by the calibrated ratio. Without an estimate, it
-        is the sum of `compute_seconds` and `communication_seconds`, as if they did not overlap.
+        The expected time is the estimate divided by the calibrated ratio. Without an estimate, the
+        expected time is the sum of `compute_seconds` and `communication_seconds`, which assumes no
+        overlap.
         """
         if self.estimate is not None and self.calibration is not None:
             return self.estimate.seconds / self.calibration.ratio
@@ -102,7 +106,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
         topology: The devices to compile for.
         mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed if no times can be
             estimated from the program.
-        dump: A file to which the text of the compiled program is written, if given.
+        dump: The file to which the text of the compiled program is written, or None.
 
     Raises:
         UserError: The mesh does not match the devices, the batch size is not divisible by the
@@ -200,7 +204,7 @@ def needed_temporaries(error: Exception) -> int:
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Return the bytes of one device's shards of a pytree of shapes with shardings."""
+    """Return the bytes of the shards of a pytree that one device stores."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -236,7 +240,8 @@ def recomputed_flops(config: ConfigDict) -> int:
 
 
 def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
-    """Return the seconds of a step's FLOPs, with recomputed ones, at an assumed utilization."""
+    """Return the seconds of a step's FLOPs, including recomputed FLOPs, at an assumed
+    utilization."""
     flops = train_flops_per_image(config) + recomputed_flops(config)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate

@@ -30,8 +30,8 @@ class Gpu:
         bandwidth: The memory bandwidth in bytes/s.
         memory: The size of the memory in bytes.
         cache: The size of the L2 cache in bytes.
-        shared: The shared memory per multiprocessor in bytes. A thread block may use 1 KiB less
-            from compute capability 8.0 on.
+        shared: The shared memory per multiprocessor in bytes. From compute capability 8.0 on, a
+            thread block may use all but 1 KiB of the shared memory.
         threads: The maximum number of resident threads per multiprocessor.
     """
 

@@ -28,7 +28,7 @@ class Collective:
     """A collective operation in a compiled program.
 
     Attributes:
-        kind: The operation, one of `KINDS`.
+        kind: The type of collective, one of `KINDS`, such as ``all-reduce``.
         axes: The mesh axes along which devices communicate, such as ``data`` or ``data+fsdp``.
         devices: The number of devices in each group that communicates.
         arrays: The dtype and shape of each result on one device, such as ``bf16[1024,4096]``.
@@ -45,7 +45,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """The bytes that one device sends in one execution of a ring algorithm."""
+        """The bytes that one device sends in one execution, with a ring algorithm."""
         others = (self.devices - 1) / self.devices
         if self.kind == "all-reduce":
             return 2 * others * self.bytes

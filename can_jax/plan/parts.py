@@ -75,8 +75,8 @@ def part_of(stack: Sequence[Frame], operation: str) -> str | None:
 def part_of_argument(operation: str) -> str | None:
     """Return the part that first reads an argument of the train step, given its ``op_name``.
 
-    If the compiler casts or copies a parameter, that instruction has no Python stack. The
-    instruction is then assigned to the part that uses the parameter.
+    The compiler's casts and copies of a parameter have no Python stack, so they are assigned to the
+    part that first reads the parameter.
     """
     for name, part in ARGUMENTS.items():
         if operation.replace("\\'", "'").startswith(name):
@@ -87,7 +87,8 @@ def part_of_argument(operation: str) -> str | None:
 def line_of(stack: Sequence[Frame]) -> str | None:
     """Return the innermost source line of this package in a stack, as ``path:line function``.
 
-    Without such a line, return the innermost line of the stack; None for an empty stack.
+    If the stack has no line of this package, return the innermost line of the stack, or None
+    without one.
     """
     own = [frame for frame in stack if "can_jax/" in frame.file]
     for frame in reversed(own or list(stack)):

@@ -34,7 +34,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """The number of stored bytes, including padding."""
+        """The number of stored bytes of the array, including padding."""
         return self.padded * bits(self.type) // 8
 
 
@@ -69,7 +69,7 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the result, of which a tuple has several."""
+        """The arrays in the result; several if the result is a tuple."""
         return arrays(self.result)
 
     @functools.cached_property
@@ -181,7 +181,7 @@ class Program:
     def stack(self, instruction: Instruction) -> tuple[Frame, ...]:
         """Return the Python stack that traced an instruction, the outermost frame first.
 
-        The stack is empty if it is unknown.
+        The stack is empty if the program does not state it.
         """
         if number := instruction.attribute(r"stack_frame_id=(\d+)"):
             return self._stack(int(number))
@@ -191,7 +191,10 @@ class Program:
 
     @functools.cached_property
     def _own_parent(self) -> int:
-        """The number to subtract from ``parent_frame_id``: 1 if it holds the ID plus 1, else 0."""
+        """The number to subtract from ``parent_frame_id`` to get the parent's ID: 1 or 0.
+
+        Some versions of XLA store the ID plus 1, so that a frame can seem to be its own parent.
+        """
         frames = self._tables["StackFrames"].items()
         return int(any(_number(text, "parent_frame_id") == number for number, text in frames))
 

@@ -36,7 +36,7 @@ def length(config: ConfigDict, examples: int, rate: float) -> int:
     """Return the number of images on which the whole run trains.
 
     Args:
-        config: The planned configuration.
+        config: The configuration of the planned run.
         examples: The number of images in an epoch.
         rate: The expected throughput in images per second.
     """
@@ -50,7 +50,7 @@ def length(config: ConfigDict, examples: int, rate: float) -> int:
 
 
 def by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
-    """Sum the collectives by kind and mesh axes. Return rows, the one with the most bytes first."""
+    """Sum the collectives by kind and mesh axes; return a row for each sum, the largest first."""
     groups: dict[tuple[str, str], list[Collective]] = collections.defaultdict(list)
     for collective in moved:
         groups[collective.kind, collective.axes].append(collective)
@@ -84,12 +84,12 @@ def as_json(
 
     Args:
         plan: The plan.
-        config: The planned configuration.
+        config: The configuration of the planned run.
         topology: The devices for which the step was compiled.
-        mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed without an estimate
-            of times.
+        mfu: The model FLOPs utilization, above 0 and at most 1, to assume if no times are
+            estimated.
         examples: The number of images in an epoch.
-        top: The number of the slowest instructions to list.
+        top: The number of slowest instructions to list; 0 for none.
     """
     rate = config.batch_size / plan.step_seconds
     memory, images = plan.memory, length(config, examples, rate)
@@ -136,13 +136,15 @@ def as_json(
 
 
 def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) -> dict[str, Any]:
-    """Return the values of a plan's estimate. Without an estimate, the main values are None.
+    """Return the time estimate of a plan as JSON values.
+
+    Without an estimate, the main keys have the value None, and all other keys are omitted.
 
     Args:
         plan: The plan.
-        config: The planned configuration.
+        config: The configuration of the planned run.
         topology: The devices for which the step was compiled.
-        top: The number of the slowest instructions to list.
+        top: The number of slowest instructions to list; 0 for none.
     """
     estimate, clock = plan.estimate, clock_of(topology.chip)
     if estimate is None or clock is None or plan.calibration is None:
@@ -170,7 +172,7 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
 
 
 def gpu_as_json(estimate: Estimate, clock: Clock) -> dict[str, Any]:
-    """Return the memory traffic of a step on a GPU, the time of this traffic, and the FLOPs."""
+    """Return the memory traffic, the time of this traffic and the FLOPs of a step on a GPU."""
     traffic = estimate.traffic, estimate.traffic_outside_products
     return {
         **dict(zip(TRAFFIC, traffic, strict=True)),
@@ -217,7 +219,9 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
         "compiled in": f"{values['compile_seconds']:.0f} s",
     }
     if not topology.exact:
-        facts["note"] = "temporaries by the CPU compiler are usually larger than on the real device"
+        facts["note"] = (
+            "the program for CPU devices usually needs more memory than that for the real devices"
+        )
         if topology.stand_in:
             facts["to plan exactly"] = topology.stand_in
     if values["fits"]:
@@ -248,14 +252,14 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
 
 
 def clock_facts(values: dict[str, Any]) -> dict[str, str]:
-    """Return the rows of a plan's table that are about the time of a step."""
+    """Return the rows about the time of a step for the table of a plan."""
     versions = ", ".join(f"{name} {version or '-'}" for name, version in values["versions"].items())
     if values["estimated_seconds"] is None:
         return {
             "step": f"{values['step_seconds']:.3g} s without overlap: "
             f"{values['compute_seconds']:.3g} s of computation, "
             f"{values['communication_seconds']:.3g} s of communication",
-            "no estimate": "the compiler for these devices estimates no times",
+            "no estimate": "the CPU compiler estimates no times",
             "versions": versions,
         }
     calibration = values["calibration"]
@@ -307,7 +311,7 @@ def instructions_table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def attempt_line(attempt: Attempt) -> str:
-    """Return a line with the settings of an attempt, its memory, and its time if it fits."""
+    """Return one line about an attempt of a search: its settings, memory and step time."""
     plan, choice = attempt.plan, attempt.choice
     shape = "x".join(map(str, choice.mesh))
     verdict = f"fits, {plan.step_seconds:.3f} s a step" if plan.fits else "does not fit"
@@ -334,8 +338,8 @@ def attempts_table(rows: list[dict[str, Any]]) -> Table:
 def attempts_as_json(attempts: list[Attempt]) -> list[dict[str, Any]]:
     """Return the attempts of a search as JSON values, the best first.
 
-    Attempts that fit come first, ordered by the time of a step. Those that do not fit follow,
-    ordered by memory.
+    Attempts that fit in memory come first, ordered by the time of a step. Attempts that do not fit
+    come last, ordered by memory.
     """
 
     def order(attempt: Attempt) -> tuple[bool, float]:

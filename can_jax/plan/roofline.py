@@ -1,4 +1,4 @@
-"""The bytes and FLOPs of HLO instructions, for those that have no estimate by the compiler."""
+"""The bytes and FLOPs of HLO instructions for which the compiler estimates no time."""
 
 import math
 import re
@@ -63,7 +63,7 @@ def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computa
 
 
 def origin_of(program: Program, instruction: Instruction) -> Instruction:
-    """Return the instruction whose metadata states the source location of an instruction.
+    """Return the instruction whose metadata states the source location of a given instruction.
 
     An instruction usually has metadata of its own. For a fusion without metadata, as around a call
     of cuBLAS, return the last instruction inside the fusion that has metadata.
@@ -127,7 +127,7 @@ def moved_bytes(program: Program, computation: Computation, instruction: Instruc
 
 
 def _workspace(instruction: Instruction) -> int:
-    """Return the bytes of the results of a cuBLAS or cuDNN call that are only its workspace."""
+    """Return the bytes of the workspace that is part of the result of a cuBLAS or cuDNN call."""
     if "__cu" not in (target(instruction) or ""):
         return 0
     reserved = (a for a in instruction.arrays[1:] if a.type in ("s8", "u8") and len(a.shape) == 1)
@@ -169,7 +169,8 @@ def _read(called: Computation, position: int, size: int) -> int:
 
 
 def _written(called: Computation, root: Instruction) -> int:
-    """Return the bytes that a fused computation writes for its root, or for an element of it."""
+    """Return the bytes that a fused computation writes for its root, or for an element of the
+    root."""
     if root.opcode == "tuple":
         return sum(_written(called, called.by_name[name]) for name in root.operands)
     if root.opcode == "bitcast" and root.operands[0] in called.by_name:
@@ -220,7 +221,7 @@ def _product_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def _library_flops(computation: Computation, instruction: Instruction) -> float | None:
-    """Return the FLOPs of a cuBLAS matrix product or of cuDNN's attention, otherwise None."""
+    """Return the FLOPs of a cuBLAS matrix product or of cuDNN's attention, or None if unknown."""
     name = target(instruction) or ""
     if "fmha" in name:
         return _attention_flops(computation, instruction, backward="Backward" in name)
@@ -239,8 +240,8 @@ def _attention_flops(
 ) -> float | None:
     """Return the FLOPs of cuDNN's attention, or None if the shape of its logits is unknown.
 
-    The forward pass of attention has two matrix products. The backward pass has five, one of which
-    recomputes the logits.
+    The forward pass of attention has two matrix products. The backward pass has five matrix
+    products, one of which recomputes the logits.
     """
     stated = r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([^\]]*)\]'
     logits = instruction.attribute(stated)

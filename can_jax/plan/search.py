@@ -23,14 +23,14 @@ LARGEST_FSDP = 64
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The settings that a search may change. The mesh has the sizes (data, fsdp, tensor)."""
+    """The settings that a search may change, with the mesh as the sizes (data, fsdp, tensor)."""
 
     remat: str
     microbatches: int
     mesh: tuple[int, int, int]
 
     def apply(self, config: ConfigDict) -> ConfigDict:
-        """Return a copy of a configuration with these settings."""
+        """Return a copy of a configuration with the settings of this choice."""
         changed = config.copy_and_resolve_references()
         changed.model.remat = self.remat
         changed.accumulation.microbatches = self.microbatches
@@ -39,7 +39,7 @@ class Choice:
 
     @property
     def options(self) -> str:
-        """The command-line options that select these settings."""
+        """The command-line options for the settings of this choice."""
         data, fsdp, tensor = self.mesh
         return (
             f"--config.model.remat={self.remat} "
@@ -101,15 +101,15 @@ def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
 
 
 class Search:
-    """A search that compiles the choices with the shortest predicted step first.
+    """A search that compiles choices of settings that are predicted to fit, fastest first.
 
     Each compilation refines the predictions for the remaining choices.
 
     Args:
         config: The resolved configuration.
         topology: The devices to compile for.
-        mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed without an estimate
-            of times.
+        mfu: The model FLOPs utilization, above 0 and at most 1, to assume if no times are
+            estimated.
         first: The plan of the unchanged configuration.
     """
 
@@ -124,8 +124,8 @@ class Search:
     def run(self, tries: int, say: Callable[[Attempt], None], *, first_fit: bool) -> None:
         """Compile choices one after another.
 
-        The search ends after ``tries`` choices, or once no other choice is predicted to fit and the
-        choice with the smallest predicted memory has turned out not to fit.
+        The search ends after ``tries`` choices. If no choice is predicted to fit, the search
+        compiles the one with the smallest predicted memory, and ends if that choice does not fit.
 
         Args:
             tries: The maximum number of choices to compile.
@@ -172,7 +172,7 @@ class Search:
         return self._state(choice) + self._gradients(choice) + activations
 
     def predicted_seconds(self, choice: Choice) -> float:
-        """Predict the seconds of a step: computation, and traffic of gradients and parameters."""
+        """Predict the seconds of a step: the time of computation plus that of its collectives."""
         data, fsdp, _ = choice.mesh
         weights = 2 * self.attempts[0].plan.parameters  # Bytes in bfloat16.
         sent = 2 * weights / fsdp / self._topology.bandwidth(data * fsdp)
@@ -182,14 +182,14 @@ class Search:
 
     @property
     def _slowness(self) -> float:
-        """The estimated compute time of the last choice divided by that at the assumed MFU."""
+        """The estimated compute time of the last choice, divided by its time at the assumed MFU."""
         last = self.attempts[-1]
         if last.plan.estimate is None:
             return 1.0
         return last.plan.compute_seconds / self._assumed_seconds(last.choice)
 
     def _assumed_seconds(self, choice: Choice) -> float:
-        """Return the seconds of computation at the assumed MFU, the same on all meshes."""
+        """Return the seconds of computation at the assumed MFU, which do not depend on the mesh."""
         key = choice.remat, choice.microbatches
         if key not in self._seconds:
             changed = choice.apply(self._config)

@@ -38,9 +38,9 @@ class Topology:
         name: The name that the user gave, such as ``v5e:16x16``.
         devices: The JAX devices for which the step is compiled.
         chip: The speed, memory and bandwidths of each device.
-        shape: The shape of a TPU slice's torus. For GPUs, the number of GPUs per host and the
-            number of hosts.
-        slices: The number of slices, which slower links connect.
+        shape: The shape of a TPU slice's torus. For GPUs, the shape is the number of GPUs per host
+            and the number of hosts.
+        slices: The number of TPU slices, which are connected by slower links.
         exact: Whether the step is compiled for the real kind of device instead of CPU devices.
         hosts: Whether the fast network ends at the boundary of a host, as for GPUs.
         stand_in: The reason why GPUs are replaced by CPU devices; empty if they are not.
@@ -87,13 +87,12 @@ class Topology:
 def open_topology(name: str, slices: int = 1) -> Topology:
     """Return the topology with a name such as `v5e:16x16`.
 
-    The function sets JAX's platform to the CPU. Call this function before JAX initializes a
-    backend.
+    Call this function before JAX initializes a backend, because it sets JAX's platform to the CPU.
 
     Args:
         name: The kind of device and the shape, such as `v5e:16x16` or `h100:8x4`.
         slices: The number of TPU slices of this shape. For GPUs, the number of hosts is multiplied
-            by this number.
+            by ``slices``.
 
     Raises:
         UserError: The name is invalid, or the TPU compiler is not installed.
@@ -121,7 +120,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 
 
 def _this_cpu() -> Chip:
-    """Return a CPU device's properties: measured FLOP/s, share of memory, and guessed links."""
+    """Return a CPU device's measured FLOP/s, share of memory, and assumed link bandwidths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32")[0], memory, 10e9, 1e9)
 
