@@ -1,8 +1,8 @@
 """Safe readers of untrusted npz and npy files: bounded in size, without pickled objects.
 
 The package reads all npz and npy files with this module. A compressed file of a few megabytes can
-expand to gigabytes. `read_npz` therefore first compares the sizes in the headers with the size of
-the file and the machine's memory.
+expand to gigabytes. `read_npz` therefore first compares the expanded sizes that the file states
+with the size of the file and the machine's memory.
 """
 
 import io
@@ -58,7 +58,7 @@ class Budget:
         self._used += count
         if count < 0 or self._used > self.most:
             raise UserError(
-                f"its content would expand to at least {self._used} bytes, which is too much for a "
+                f"the file would expand to at least {self._used} bytes, which is too much for a "
                 f"file of {self._size} bytes: the limit is {self.most} bytes"
             )
 
@@ -66,8 +66,7 @@ class Budget:
 def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
     """Reject a zip archive whose members would expand to too large a total size.
 
-    The sizes are those in the archive's directory. `zipfile` does not read more of a member than
-    this size.
+    The archive's directory states the size of each member, beyond which `zipfile` does not read.
 
     Raises:
         UserError: The total exceeds the budget, or a member is neither stored nor deflated.
@@ -137,7 +136,7 @@ def _stream(source: Any) -> Iterator[Any]:
 
 
 def _arrays(archive: zipfile.ZipFile) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and content of each array, if its shape agrees with the size of its data."""
+    """Yield the name and content of each array, after checking its shape against its data size."""
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         with archive.open(member) as file:

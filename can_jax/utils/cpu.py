@@ -45,7 +45,8 @@ def cpu_quota(process: Path = PROCESS) -> float:
 
 
 def _control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the folder and the mount point of each control group that can limit a process's CPU."""
+    """Yield the folder and mount point of each control group that can limit a process's CPU
+    time."""
     try:
         lines = (process / "cgroup").read_text(errors="replace").splitlines()
         mounts = (process / "mountinfo").read_text(errors="replace").splitlines()

@@ -70,7 +70,7 @@ def missing_package(module: str | None) -> UserError | None:
     if package not in PACKAGES:
         return None
     return UserError(
-        f"{PACKAGES[package]} is not installed, which training and evaluation need: "
+        f"{PACKAGES[package]}, which training and evaluation need, is not installed: "
         f"{install_command(fitting_extra())}"
     )
 

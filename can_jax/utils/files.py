@@ -61,7 +61,7 @@ def read_json(path: epath.Path, of: type | None = dict) -> Any:
 
     Raises:
         UserError: The file cannot be read, is larger than `LARGEST_JSON` bytes, is not valid JSON,
-            or its content has another type.
+            or its content is not of the type ``of``.
     """
     try:
         if path.stat().length > LARGEST_JSON:
@@ -75,7 +75,7 @@ def read_json(path: epath.Path, of: type | None = dict) -> Any:
 
 
 def json_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each line of a file of JSON lines, and the JSON object in it.
+    """Yield each line of a JSON Lines file, and the JSON object in the line.
 
     The object is None if the line is truncated or damaged. A missing file has no lines.
     """

@@ -1,4 +1,4 @@
-"""Suggestions for a mistyped option, or for an option under its name in another library."""
+"""Suggestions for an option that is mistyped, or has the name that another library uses."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -41,15 +41,15 @@ def nearest(
 ) -> str | None:
     """Return the option that a name most likely means, or None.
 
-    The candidates are, in this order: options with the same name or a synonym, options that contain
-    the words of the name, and options with a similar spelling. If the name is dotted, options in
-    the same block come first.
+    Options with the same name or a synonym come first, then options that contain all words of the
+    name, then options with a similar spelling. For a dotted name, options in the same block are
+    preferred.
 
     Args:
         name: The name that the user gave, such as ``lr`` or ``config.optimizer.lr``.
-        options: The valid options.
+        options: The names of the valid options.
         prefix: A prefix of options, such as ``config.``, which the name can omit.
-        others: The names of blocks whose options come last unless the name begins with the block.
+        others: The names of blocks whose options come last, unless ``name`` begins with the block.
     """
     name = name.replace("-", "_").lower().removeprefix(prefix)
     keys = {option.removeprefix(prefix): option for option in options}
@@ -94,5 +94,5 @@ def _contains(key: str, name: str) -> bool:
 
 
 def _alike(name: str, forms: Iterable[str]) -> list[str]:
-    """Return a list with the most similar of the forms, or an empty list if none is similar."""
+    """Return a list of the form that is most similar to a name; empty if none is similar."""
     return difflib.get_close_matches(name, sorted(set(forms)), n=1, cutoff=LIKE)

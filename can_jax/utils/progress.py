@@ -1,10 +1,10 @@
 """Progress messages for long operations, such as compilation.
 
-A message starts once the operation has lasted for `FIRST_SECONDS`. The message has the name of the
-operation, the elapsed seconds, and the seconds that the operation took the last time on this
-machine, which are stored in the user's cache. On a terminal the line is rewritten. In a file or
-pipe the elapsed times are appended to the line. If operations are nested, only the innermost
-prints.
+A message appears once an operation has lasted for `FIRST_SECONDS`. The message shows the name of
+the operation, the elapsed seconds, and the seconds that the operation took the last time. Durations
+of earlier operations are stored in the user's cache. On a terminal, the progress line is rewritten
+at each update. In a file or pipe, elapsed times are appended to the progress line. If operations
+are nested, only the innermost prints its progress.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Phase:
         threading.Thread(target=self._live, daemon=True).start()
 
     def detail(self, text: str) -> None:
-        """Set a detail of the progress, such as ``2,000 of 9,000 images``."""
+        """Set a text to print before the elapsed time, such as ``2,000 of 9,000 images``."""
         self._detail = text
 
     def end(self) -> float:
@@ -135,8 +135,8 @@ def phase(name: str, kind: str = "") -> Iterator[Phase]:
 
     Args:
         name: The name of the operation in the message, such as ``compiling the train step``.
-        kind: A further text, such as the model, that tells operations with the same name apart
-            when their durations are stored.
+        kind: A text, such as the name of the model, that distinguishes the stored durations of
+            operations with the same name.
     """
     key = f"{name} {kind}".strip()
     shown = Phase(name, _usual(key))
@@ -155,7 +155,7 @@ def phase(name: str, kind: str = "") -> Iterator[Phase]:
 
 @contextlib.contextmanager
 def apart(json: bool) -> Iterator[None]:
-    """Redirect stdout to stderr in this context if ``json``, so that stdout gets only JSON."""
+    """Redirect stdout to stderr in this context if ``json`` is true, to reserve stdout for JSON."""
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         yield
 
@@ -175,7 +175,7 @@ def _usual(key: str) -> float | None:
 
 
 def _record(key: str, seconds: float) -> None:
-    """Store the duration of an operation in the user's cache. Errors of the cache are ignored."""
+    """Store the duration of an operation in the user's cache, unless writing fails."""
     cache = user_cache()
     if cache is None:
         return

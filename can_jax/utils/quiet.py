@@ -1,4 +1,5 @@
-"""Silence for the background threads of a failed save, whose errors `Checkpointer` reports."""
+"""Suppression of errors in the background threads of a failed save, which `Checkpointer`
+reports."""
 
 import contextlib
 import logging
@@ -9,11 +10,11 @@ from typing import Any
 
 
 def silence_threads() -> Callable[[], None]:
-    """Silence the errors of abandoned writes, and return a function that ends the silence.
+    """Suppress the errors of abandoned checkpoint writes; return a function that undoes this.
 
-    It changes logging levels, warning filters and `sys.unraisablehook`. A command never ends the
-    silence: writes that are freed at the exit of the process would log their errors after the
-    message of the command.
+    This function changes the level of the logger ``asyncio``, the warning filters and
+    `sys.unraisablehook`. A command does not undo the changes, because writes that are freed when
+    the process exits would log errors after the last message of the command.
     """
     asyncio_logger = logging.getLogger("asyncio")
     level, usual = asyncio_logger.level, sys.unraisablehook
@@ -42,7 +43,7 @@ def silence_threads() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Silence the errors of abandoned writes within this context."""
+    """Suppress the errors of abandoned checkpoint writes within this context."""
     restore = silence_threads()
     try:
         yield

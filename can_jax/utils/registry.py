@@ -21,7 +21,7 @@ class Registry(Generic[T]):
     Iteration yields the names in the order of their registration.
 
     Args:
-        kind: The noun by which messages call a value, such as ``data source``.
+        kind: The noun for a registered value in messages, such as ``data source``.
     """
 
     all: ClassVar[list["Registry[Any]"]] = []  # every registry
@@ -66,7 +66,8 @@ class Registry(Generic[T]):
 
     @contextlib.contextmanager
     def temporarily(self, name: str, value: T) -> Iterator[None]:
-        """Register a value while the context is active, in place of any other of this name."""
+        """Register a value while the context is active; it replaces any other value of this
+        name."""
         before = dict(self._values), dict(self._origins)
         self._values[name], self._origins[name] = value, _importing_file()
         try:
@@ -75,18 +76,19 @@ class Registry(Generic[T]):
             self._values, self._origins = before
 
     def remove(self, name: str) -> None:
-        """Remove the value with a name, which must be registered."""
+        """Remove a name, which must be registered, and its value."""
         del self._values[name], self._origins[name]
 
     def names(self) -> tuple[str, ...]:
-        """Return all names."""
+        """Return all registered names."""
         return tuple(self._values)
 
     def get(self, name: str) -> T:
-        """Return the value with a name.
+        """Return the value that is registered under a name.
 
         Raises:
-            UserError: No value has this name. The message suggests a similar name, or lists all.
+            UserError: No value has this name. The message suggests a similar name, or lists all
+                names.
         """
         if name in self:
             return self._values[name]
@@ -107,11 +109,11 @@ class Registry(Generic[T]):
         return isinstance(name, str) and name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
+        """Iterate over the registered names."""
         return iter(self.names())
 
     def __len__(self) -> int:
-        """Return the number of names."""
+        """Return the number of registered names."""
         return len(self._values)
 
 
@@ -126,7 +128,7 @@ def user_modules() -> list[str]:
 
 
 def _importing_file() -> str:
-    """Return the file of the module that is being imported, or the name of a module without one."""
+    """Return the file of the module that is being imported, or its name if it has no file."""
     frame = sys._getframe(1)
     while frame.f_code.co_name != "<module>" and frame.f_back:
         frame = frame.f_back

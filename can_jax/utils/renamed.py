@@ -12,7 +12,7 @@ RENAMED = {"greyscale": "grayscale"}
 
 @functools.cache
 def _warn(name: str) -> None:
-    """Log a warning that a key was renamed, once per process."""
+    """Log a warning that a key was renamed, once per key and process."""
     logging.warning("the configuration key %s is now called %s", name, RENAMED[name])
 
 
@@ -28,7 +28,7 @@ class Block(ConfigDict):
         super().__setitem__(RENAMED.get(key, key), value)
 
     def get_type(self, key: str) -> Any:
-        """Return the type of a key, which the command line parses."""
+        """Return the type to which the command line converts the value of a key."""
         return super().get_type(RENAMED.get(key, key))
 
 

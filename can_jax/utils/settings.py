@@ -1,7 +1,7 @@
 """Declarations of configuration keys: default, allowed values, meaning and unit.
 
-A table of keys is a nested dict of `Key`. `configuration` builds a `ConfigDict` of the defaults,
-and `check_table` checks a configuration against the table.
+A table of keys is a nested dict of `Key` objects. `configuration` builds a `ConfigDict` of the
+defaults, and `check_table` checks a configuration against the table.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ MOST_SHOWN = 200  # characters of a value in a message
 
 
 def is_finite(value: int | float) -> bool:
-    """Return whether a number is finite as a float, unlike integers of 400 digits."""
+    """Return whether a number is finite and not too large for a float."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -30,7 +30,7 @@ def is_finite(value: int | float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of a value for a message. The middle of a long text is omitted."""
+    """Return the `repr` of a value for a message, without the middle of a long text."""
     try:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4,300 digits
@@ -104,7 +104,7 @@ class Whole(Number):
         return isinstance(value, int) and super().holds(value) and value % self.multiple == 0
 
     def describe(self, plural: bool = False) -> str:
-        """Describe the range and the divisor."""
+        """Describe the range and the divisor of allowed integers."""
         words = super().describe(plural)
         return words if self.multiple == 1 else f"{words}, divisible by {self.multiple}"
 
@@ -144,7 +144,7 @@ class Choice:
     """The type of a key whose value is one of several strings.
 
     Attributes:
-        choices: The allowed strings. A registry stands for its names at the time of the check.
+        choices: The allowed strings, or a `Registry` whose names are allowed.
     """
 
     choices: Collection[str]
@@ -167,7 +167,7 @@ class Several:
     Attributes:
         of: The type of each element, such as a `Number`.
         length: The required number of elements; None for any number.
-        ascending: Whether the elements must be sorted. Equal elements are allowed.
+        ascending: Whether the elements must be in ascending order; equal elements are allowed.
         empty: Whether the tuple can be empty.
     """
 
@@ -187,7 +187,7 @@ class Several:
         return not self.ascending or list(value) == sorted(value)
 
     def describe(self, plural: bool = False) -> str:
-        """Describe the length, the elements and their order."""
+        """Describe the length, the elements and the order of an allowed tuple."""
         count = "a tuple of" if self.length is None else f"a tuple of {self.length}"
         order = ", in ascending order" if self.ascending else ""
         return f"{count} {self.of.describe(plural=True)}{order}"
@@ -200,7 +200,7 @@ class Special:
     Attributes:
         words: A description of the allowed values, for messages.
         accepts: A function that returns whether a value is allowed.
-        type: The type that the command line parses. `object` stands for any Python literal.
+        type: The type to which the command line converts a value; `object` for any Python literal.
     """
 
     words: str
@@ -219,8 +219,8 @@ class Blocks:
     Attributes:
         table: The `Key` of each entry that a dict can have, by name.
         needed: The names of the entries that each dict must have.
-        elsewhere: The names of settings that a dict cannot have because they are the same for all
-            dicts, each with the dotted configuration key that sets it.
+        elsewhere: The names of shared settings that a dict cannot contain, each with the dotted
+            configuration key that sets it for all dicts.
     """
 
     table: Table
@@ -252,7 +252,7 @@ class Blocks:
         return ""
 
     def describe(self, plural: bool = False) -> str:
-        """Describe the keys of a dict."""
+        """Describe an allowed tuple, with the keys of its dicts."""
         return f"a tuple of dicts, each with some of the keys {', '.join(self.table)}"
 
 
@@ -271,9 +271,9 @@ class Key:
         optional: Whether None is allowed. A key with the default None always allows None.
         required: Whether a recipe must replace the default None.
         before: The value that is assumed for stored configurations without this key, so that older
-            runs keep their behavior. Unless given, it equals ``default``.
-        was_default: Whether ``before`` was the default of an older version. A run that stored this
-            value keeps it when it resumes.
+            runs keep their behavior. By default, ``before`` equals ``default``.
+        was_default: Whether ``before`` was the default of an older version. A run that began with a
+            former default keeps this value on resume, unless the configuration sets another one.
     """
 
     default: Any
@@ -288,7 +288,7 @@ class Key:
 
     @property
     def may_be_none(self) -> bool:
-        """A flag that is true if the key can be None."""
+        """Whether the key can be None."""
         return self.optional or self.default is None
 
     def accepts(self, value: Any) -> bool:
@@ -304,7 +304,7 @@ class Key:
 class Value(FieldReference):
     """The value of a key in a `ConfigDict`, without the silent type conversion of `FieldReference`.
 
-    If a tuple that can be empty but not None is set to None, it becomes empty.
+    Setting a tuple to None makes it empty, if it can be empty but not None.
     """
 
     def __init__(self, key: Key):
@@ -371,10 +371,10 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
         config: The configuration of a recipe, a `ConfigDict` or a dict.
         table: The nested dict of the allowed keys.
         origin: The name of the function that returns the default configuration, for messages.
-        prefix: The dotted name of the block that is checked, such as ``model.``.
+        prefix: The dotted name of the checked block, such as ``model.``; empty for all blocks.
 
     Raises:
-        UserError: A key or value is wrong. The message names the first wrong one and what to do.
+        UserError: A key is unknown or missing, or its value is not allowed.
     """
     for name in config:
         if name not in table:

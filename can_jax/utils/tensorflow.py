@@ -53,11 +53,11 @@ def import_ahead() -> None:
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Let TensorFlow skip the import of Keras, which takes most of its import time.
+    """Let TensorFlow skip the import of Keras, which takes most of the time to import TensorFlow.
 
-    The context sets an environment variable that makes TensorFlow look for the legacy Keras. The
-    legacy Keras is not installed, so TensorFlow imports no Keras. `tf.keras` remains available
-    later.
+    The context sets an environment variable that makes TensorFlow look for the legacy Keras. If the
+    legacy Keras is not installed, TensorFlow then imports no Keras. `tf.keras` is available after
+    the context ends.
     """
     if LEGACY_KERAS in os.environ:
         yield

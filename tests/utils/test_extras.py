@@ -73,7 +73,7 @@ def test_unused_accelerator_is_named_with_its_extra(machine, monkeypatch):
 def test_missing_tensorflow_is_reported_with_the_extra(machine, monkeypatch):
     machine("580.65.06")
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    message = r"TensorFlow is not installed, .*: pip install 'can_jax\[cuda\]'"
+    message = r"TensorFlow, .* is not installed: pip install 'can_jax\[cuda\]'"
     with pytest.raises(UserError, match=message):
         extras.require_input()
 
