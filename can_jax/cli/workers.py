@@ -31,7 +31,7 @@ class WorkerFlags:
 
 
 def cluster_flag(flags: Flags) -> Holder:
-    """Define the flag ``--cluster``, and return its holder."""
+    """Define the flag ``--cluster``, and return its absl ``FlagHolder``."""
     return flags.text(
         "cluster",
         None,

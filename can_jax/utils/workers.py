@@ -26,9 +26,9 @@ class Workers(NamedTuple):
     """The processes among which a command divides its work.
 
     Attributes:
-        processes: The number of local processes; 1 uses only the calling process.
-        cluster: The address of a Ray cluster that is used instead, such as `auto` for the cluster
-            of this machine, or `ray://HOST:10001`; None for local processes.
+        processes: The number of local processes; with 1, the calling process does all the work.
+        cluster: The address of a Ray cluster, such as `auto` for the cluster of this machine, or
+            `ray://HOST:10001`; None to use local processes.
     """
 
     processes: int = 1
@@ -37,14 +37,14 @@ class Workers(NamedTuple):
     def results(
         self, function: Callable[[Item], Result], items: Sequence[Item], gpu: bool = False
     ) -> Iterator[tuple[int, Result]]:
-        """Yield the index of each item and the function's result for it, in the order in which
-        they finish.
+        """Yield the index and the result of each item, in the order in which the calls finish.
 
         Args:
-            function: A function that can be pickled, without effects that a repetition would
-                change: a cluster calls it again if a node dies.
+            function: A function that can be pickled. A cluster repeats a call if its node dies, so
+                calling ``function`` twice must be harmless.
             items: The units of work.
-            gpu: Whether a call needs a GPU, if the cluster has any; local processes share theirs.
+            gpu: Whether each call occupies a GPU of a cluster that has GPUs; no effect without a
+                cluster.
 
         Raises:
             UserError: The cluster cannot be reached, has another version of can_jax, or lost the
@@ -112,11 +112,12 @@ THIS_PROCESS = Workers()
 
 
 def _reach(address: str) -> None:
-    """Connect to the host and port of an address, if it names them; Ray itself would retry for
-    minutes.
+    """Check that the head of a cluster accepts connections, if the address names host and port.
+
+    Ray itself would retry an unreachable address for minutes.
 
     Raises:
-        OSError: Nothing answers there.
+        OSError: The connection failed.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:
@@ -133,10 +134,10 @@ def _call(here: tuple[str, str], function: Callable[[Item], Result], item: Item)
     """Call a function on a node of a cluster.
 
     Args:
-        here: The version of can_jax that the node must have, and the working directory, which
-            relative paths need; a node may lack it.
+        here: The version of can_jax that the node must have, and the working directory for relative
+            paths. A node without this directory keeps its own.
         function: The function to call.
-        item: Its argument.
+        item: The argument of ``function``.
 
     Raises:
         UserError: The node has another version of can_jax.
