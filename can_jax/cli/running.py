@@ -15,6 +15,7 @@ from can_jax.cli.command import Command
 from can_jax.cli.output import forgive_streams, give_up_buffers
 from can_jax.distributed.preemption import handler
 from can_jax.distributed.runtime import processor, spare_absent_tpu
+from can_jax.monitoring.timing import count_from_process_start
 from can_jax.utils.errors import EXIT_REFUSED, EXIT_UNEXPECTED
 from can_jax.utils.files import user_cache
 from can_jax.utils.quiet import silence_threads
@@ -33,6 +34,7 @@ def run(command: Command) -> NoReturn:
     warnings.filterwarnings("ignore", module="PIL")  # The pipeline reports undecodable images.
     keep_compiled()
     silence_threads()
+    count_from_process_start()
     code = command()
     handler.finish(code)
     give_up_buffers()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 _IMPORTED = time.perf_counter()
+_command_began: float | None = None  # the start of the process, until a run of a command takes it
 INPUT_BOUND = 0.1  # the fraction of time waiting for images above which a message is printed
 STEPS_IN_FLIGHT = 2  # keeps the devices busy, yet bounds the batches that they hold
 
@@ -57,16 +58,30 @@ def process_age() -> float:
         return time.perf_counter() - _IMPORTED
 
 
-class Startup:
-    """A stopwatch for the phases from the start of the command to the end of the first step."""
+def count_from_process_start() -> None:
+    """Let the first run of this process begin with the process.
 
-    _told = False  # only the first run of a process counts from the start of the process
+    A command that is the whole process calls this. In a notebook or another program, a run begins
+    when it is called.
+    """
+    global _command_began
+    _command_began = time.perf_counter() - process_age()
+
+
+class Startup:
+    """A stopwatch for the parts of the time between the start of a run and its first step.
+
+    Attributes:
+        began: The value of `time.perf_counter` at the start of the run. The first run of a command
+            starts with the process, any other run when this object is created.
+    """
 
     def __init__(self) -> None:
-        now = time.perf_counter()
-        self._last = now if Startup._told else now - process_age()
+        global _command_began
+        self.began = time.perf_counter() if _command_began is None else _command_began
+        _command_began = None
+        self._last = self.began
         self._parts: dict[str, float] = {}
-        Startup._told = True
 
     def mark(self, part: str) -> None:
         """Record the time since the previous mark under the name ``part``."""

@@ -18,7 +18,6 @@ from etils import epath
 
 from can_jax.config.durations import MOST_STEPS, TIMED_STEPS
 from can_jax.distributed.runtime import gather
-from can_jax.monitoring.timing import process_age
 from can_jax.utils.files import read_json, replace_text
 
 FILE = "time_used.json"
@@ -78,22 +77,22 @@ class Pace:
         total: The estimated last step; `MOST_STEPS` before the first estimate.
     """
 
-    _counted = False  # Only the first run of a process counts from the start of the process.
-
-    def __init__(self, workdir: epath.Path, seconds: float, step: int, stored: Any = None):
+    def __init__(
+        self, workdir: epath.Path, seconds: float, began: float, step: int, stored: Any = None
+    ):
         """Start the clock of a new or resumed timed run.
 
         Args:
             workdir: The run directory, in which the time used is stored.
             seconds: The time limit of the run in seconds, summed over all starts.
+            began: The value of `time.perf_counter` when this start of the run began.
             step: The step from which the run starts or resumes.
             stored: The result of `state` in the checkpoint of that step; None for a new run.
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
         now = time.perf_counter()
-        self._began = now - (0.0 if Pace._counted else process_age()) - used.seconds
-        Pace._counted = True
+        self._began = began - used.seconds
         position = float((stored or {}).get("position", 0.0))
         if stored and stored.get("allowed") != seconds:
             position *= stored.get("allowed", seconds) / seconds

@@ -21,8 +21,6 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1000.0
         monkeypatch.setattr(pacing.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(pacing, "process_age", lambda: 0.0)
-        monkeypatch.setattr(Pace, "_counted", False)
 
 
 def train(clock, pace, step, seconds_of, kill_at=None):
@@ -46,7 +44,7 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize("slower", [1.0, 2.0, 0.3])
 def test_run_ends_on_time_though_the_machine_changes_its_speed(clock, tmp_path, slower):
-    pace = Pace(epath.Path(tmp_path), 600.0, 0)
+    pace = Pace(epath.Path(tmp_path), 600.0, clock.now, 0)
     step, positions = train(clock, pace, 0, lambda now: 0.25 * (slower if now > 1300 else 1.0))
     assert 585 < clock.now - 1000.0 < 600
     values = list(positions.values())
@@ -56,15 +54,16 @@ def test_run_ends_on_time_though_the_machine_changes_its_speed(clock, tmp_path, 
     assert known_last_step(epath.Path(tmp_path), 600.0) == step
 
 
-def test_time_of_a_killed_start_counts_and_the_schedule_goes_on(clock, tmp_path, monkeypatch):
+def test_time_of_a_killed_start_counts_and_the_schedule_goes_on(clock, tmp_path):
     folder = epath.Path(tmp_path)
-    step, positions = train(clock, Pace(folder, 600.0, 0), 0, lambda now: 0.25, kill_at=1300.0)
+    step, positions = train(
+        clock, Pace(folder, 600.0, clock.now, 0), 0, lambda now: 0.25, kill_at=1300.0
+    )
     checkpoint = step - 100
     stored = {"position": positions[checkpoint + 1], "allowed": 600.0}
     assert 295 < time_used(folder).seconds < 301 and known_last_step(folder, 600.0) is None
     clock.now = 5000.0  # Some time passes, which does not count.
-    monkeypatch.setattr(Pace, "_counted", False)
-    pace = Pace(folder, 600.0, checkpoint, stored)
+    pace = Pace(folder, 600.0, clock.now, checkpoint, stored)
     assert float(pace.position(checkpoint)) == positions[checkpoint + 1]
     last, _ = train(clock, pace, checkpoint, lambda now: 0.25)
     assert 285 < clock.now - 5000.0 < 300 and float(pace.position(last)) == TIMED_STEPS
@@ -72,7 +71,7 @@ def test_time_of_a_killed_start_counts_and_the_schedule_goes_on(clock, tmp_path,
 
 def test_run_whose_time_is_over_ends_its_schedule_in_a_few_steps(clock, tmp_path):
     folder = epath.Path(tmp_path)
-    pace = Pace(folder, 600.0, 0)
+    pace = Pace(folder, 600.0, clock.now, 0)
     step, _ = train(clock, pace, 0, lambda now: 0.25, kill_at=1300.0)
     clock.now += 10_000.0  # The machine was suspended.
     last, positions = train(clock, pace, step, lambda now: 0.25)
@@ -82,10 +81,10 @@ def test_run_whose_time_is_over_ends_its_schedule_in_a_few_steps(clock, tmp_path
 
 def test_finished_run_continues_only_with_more_time(clock, tmp_path):
     folder = epath.Path(tmp_path)
-    pace = Pace(folder, 60.0, 0)
+    pace = Pace(folder, 60.0, clock.now, 0)
     last, _ = train(clock, pace, 0, lambda now: 0.5)
     assert known_last_step(folder, 60.0) == last and known_last_step(folder, 120.0) is None
-    again = Pace(folder, 120.0, last, pace.state(last))
+    again = Pace(folder, 120.0, clock.now, last, pace.state(last))
     assert again.total == MOST_STEPS and float(again.position(last)) == TIMED_STEPS / 2
 
 
