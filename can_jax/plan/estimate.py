@@ -149,8 +149,8 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
             estimated = estimate_step(program, mesh, topology, clock)
     except jax.errors.JaxRuntimeError as error:
         fits = compiles = False
-        temporaries = needed_temporaries(error)
-        total = temporaries + bytes_on_device((state, batch))
+        total = needed_bytes(error)
+        temporaries = max(0, total - bytes_on_device((state, batch)))
         compile_time = time.perf_counter() - started
     limit = topology.chip.memory
     assert limit is not None
@@ -191,8 +191,10 @@ def write(path: Path, text: str) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def needed_temporaries(error: Exception) -> int:
+def needed_bytes(error: Exception) -> int:
     """Return the bytes that a program needs, from the compiler's out-of-memory message.
+
+    The TPU compiler calls them temporaries, but its number includes the arguments and the outputs.
 
     Raises:
         Exception: ``error`` itself, if it is not an out-of-memory error.

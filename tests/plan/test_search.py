@@ -10,7 +10,7 @@ from can_jax.distributed.hardware import Chip
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.plan import search as search_module
 from can_jax.plan.charges import Charge, Estimate
-from can_jax.plan.estimate import Memory, Plan, needed_temporaries, recomputed_flops
+from can_jax.plan.estimate import Memory, Plan, needed_bytes, recomputed_flops
 from can_jax.plan.search import Attempt, Search, choice_of, choices, fit_mesh
 from can_jax.plan.topology import Topology
 from can_jax.train.step import abstract_state, gradients, make_step
@@ -128,12 +128,12 @@ def test_choice_is_applied_to_the_configuration():
     ],
 )
 def test_memory_is_read_from_the_compilers_refusal(message, size):
-    assert needed_temporaries(RuntimeError(message)) == int(size)
+    assert needed_bytes(RuntimeError(message)) == int(size)
 
 
 def test_other_failures_of_the_compiler_are_not_taken_for_one_of_memory():
     with pytest.raises(RuntimeError, match="INTERNAL"):
-        needed_temporaries(RuntimeError("INTERNAL: 3.2G of something"))
+        needed_bytes(RuntimeError("INTERNAL: 3.2G of something"))
 
 
 def product_flops(jaxpr):
