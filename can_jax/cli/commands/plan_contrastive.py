@@ -19,7 +19,7 @@ from can_jax.monitoring.console import plain_console
 from can_jax.objectives.base import Arrays
 from can_jax.objectives.contrastive import loss
 from can_jax.objectives.rows import block_size
-from can_jax.plan.estimate import needed_temporaries
+from can_jax.plan.estimate import needed_bytes
 from can_jax.plan.topology import open_topology
 
 COMMAND = Command(__doc__)
@@ -53,7 +53,7 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
             compiled: Any = lowered.compile()
             return compiled.memory_analysis().temp_size_in_bytes
         except jax.errors.JaxRuntimeError as error:
-            return needed_temporaries(error)
+            return needed_bytes(error)
 
 
 @COMMAND.runs
