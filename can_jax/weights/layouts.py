@@ -45,7 +45,7 @@ HUGGINGFACE_OTHERS = {
     "blocks.{}.mlp.fc1": "encoder.layer.{}.mlp.fc1",
     "blocks.{}.mlp.fc2": "encoder.layer.{}.mlp.fc2",
 }
-PREFIX = re.compile(r"(vit|deit|dinov2|dinov2_with_registers)\.")
+PREFIX = re.compile(r"(?:vit|deit|dinov2|dinov2_with_registers)\.")
 PROJECTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
 
 
@@ -188,14 +188,51 @@ def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
     return converted
 
 
+# Names of the published weights of google-research/vision_transformer, which big_vision follows.
+VISION_TRANSFORMER = {
+    "Transformer/posembed_input/pos_embedding": "posembed_input/pos_embedding",
+    "/LayerNorm_2/": "/LayerNorm_1/",
+    "/MlpBlock_3/": "/MlpBlock_0/",
+    "/MultiHeadDotProductAttention_1/": "/MultiHeadDotProductAttention_0/",
+}
+
+
+def _big_vision_names(arrays: Arrays) -> Arrays:
+    """Return arrays under big_vision's names without `params/`, one array for each block.
+
+    The blocks of a model with ``scan=True`` are stacked in its file. vision_transformer has other
+    names for some arrays.
+    """
+    plain: Arrays = {}
+    for name, array in arrays.items():
+        short = name.removeprefix("params/")
+        for theirs, ours in VISION_TRANSFORMER.items():
+            short = short.replace(theirs, ours)
+        if short.startswith(stacked := "Transformer/encoderblock/"):
+            rest = short.removeprefix(stacked)
+            plain |= {f"Transformer/encoderblock_{i}/{rest}": one for i, one in enumerate(array)}
+        else:
+            plain[short] = array
+    return plain
+
+
 def from_big_vision(arrays: Arrays) -> Arrays:
     """Convert an encoder of big_vision to MAE's names. Unknown arrays keep their names, without
     ``params/``."""
-    rest = {name.removeprefix("params/"): array for name, array in arrays.items()}
-    positions = rest.pop("pos_embedding")
+    rest = _big_vision_names(arrays)
+    if "cls" not in rest:
+        raise UserError(
+            "the big_vision weights have no cls: encoders without a class token, which pool by gap "
+            "or map, are not supported"
+        )
+    if (whole := "posembed_input/pos_embedding") in rest:  # It has a row for the class token.
+        positions = rest.pop(whole)
+    else:
+        patches = rest.pop("pos_embedding")
+        positions = np.concatenate([np.zeros_like(patches[:, :1]), patches], axis=1)
     converted = {
         "cls_token": rest.pop("cls"),
-        "pos_embed": np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1),
+        "pos_embed": positions,
         "patch_embed.proj.weight": rest.pop("embedding/kernel").transpose(3, 2, 0, 1),
         "patch_embed.proj.bias": rest.pop("embedding/bias"),
         "norm.weight": rest.pop("Transformer/encoder_norm/scale"),
@@ -266,10 +303,21 @@ def heads_of(arrays: Arrays) -> int | None:
 
     Args:
         arrays: The arrays under their original names, in the layout of big_vision or of can_jax.
+
+    Raises:
+        UserError: The number of heads differs between the blocks.
     """
-    for name, array in arrays.items():
-        if name.endswith("encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"):
-            return array.shape[1] if array.ndim == 3 else None
-        if name == "encoder/blocks/layers/attention/qkv/kernel":
-            return array.shape[3] if array.ndim == 5 else None
-    return None
+    own = arrays.get("encoder/blocks/layers/attention/qkv/kernel")
+    if own is not None:
+        return own.shape[3] if own.ndim == 5 else None
+    query = re.compile(r"Transformer/encoderblock_\d+/\w+/query/kernel")
+    found = {
+        array.shape[1] if array.ndim == 3 else None
+        for name, array in _big_vision_names(arrays).items()
+        if query.fullmatch(name)
+    }
+    if len(found) > 1:
+        raise UserError(
+            f"the blocks have different numbers of attention heads: {', '.join(map(str, found))}"
+        )
+    return next(iter(found), None)

@@ -24,6 +24,7 @@ PROCESSOR = "preprocessor_config.json"
 HUGGINGFACE_DEFAULTS: dict[str, Facts] = {
     "vit": {"num_attention_heads": 12, "layer_norm_eps": 1e-12},
     "vit_mae": {"num_attention_heads": 12, "layer_norm_eps": 1e-12},
+    "vit_msn": {"num_attention_heads": 12, "layer_norm_eps": 1e-6},
     "dinov2": {"num_attention_heads": 12, "layer_norm_eps": 1e-6},
     "dinov2_with_registers": {"num_attention_heads": 12, "layer_norm_eps": 1e-6},
 }
@@ -60,8 +61,9 @@ PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
 # imply. Other architectures, such as vit_base_patch16_clip_quickgelu_224 or
 # vit_base_patch16_rope_224, have another structure or activation.
 TIMM_ARCHITECTURES: dict[str, Facts] = {
-    r"vit_[a-z]+_patch\d+_\d+": {},
-    r"vit_[a-z]+_patch\d+_(reg\d+_)?dinov2": {},
+    r"vit_[a-z]+_patch\d+_(plus_|36x1_)?\d+": {},
+    r"vit_[a-z]+_patch\d+_(reg\d+_)?(dinov2|tipsv2)": {},
+    r"(flexivit_[a-z]+|eva_large_patch14_\d+)": {},
     r"deit3?_[a-z]+_patch\d+_\d+": {},
     r"vit_[a-z]+_patch\d+_clip_\d+": {"layer_norm_eps": 1e-5},
 }
@@ -234,7 +236,8 @@ def _timm(config: Facts) -> Stated:
     if not implied:
         raise UserError(
             f"the architecture {name!r} is not supported; supported are vit_…_patch…_…, also with "
-            "dinov2 or clip in the name, and deit_…_patch…_… or deit3_…_patch…_…"
+            "dinov2, tipsv2, plus or clip in the name, deit_…_patch…_…, deit3_…_patch…_…, "
+            "flexivit_… and eva_large_…"
         )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS
@@ -247,8 +250,9 @@ def _timm(config: Facts) -> Stated:
             "a plain ViT"
         )
     facts, keys = _named(arguments, TIMM_KEYS | TIMM_OPTIONS, "model_args.")
-    facts |= {"gelu": TIMM_ACTIVATIONS[arguments.get("act_layer", "gelu")], **implied[0]}
-    keys |= dict.fromkeys(("gelu", *implied[0]), f"{CONFIG}: architecture")
+    activation = TIMM_ACTIVATIONS[arguments.get("act_layer", "gelu")]
+    facts |= {"gelu": activation, "layer_norm_eps": 1e-6, **implied[0]}
+    keys |= dict.fromkeys(("gelu", "layer_norm_eps"), f"{CONFIG}: architecture")
     pretrained = config.get("pretrained_cfg") or config
     inside = "" if pretrained is config else "pretrained_cfg."
     channels, *size = pretrained.get("input_size") or [None]

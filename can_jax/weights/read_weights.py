@@ -52,9 +52,10 @@ def read_weights(path: epath.Path) -> Weights:
         UserError: A file cannot be read, or the model has a structure that is not supported.
     """
     file = file_of_folder(path) if path.is_dir() else path
-    contents = read_contents(file)
     try:
-        facts, keys = stated = _stated(file, contents)
+        beside = stated_beside(file)  # An unsupported model is refused before its arrays are read.
+        contents = read_contents(file)
+        facts, keys = stated = merged(*_stated_inside(contents), beside)
         if OWN in contents.arrays:
             arrays, options = contents.arrays, facts.get("options", {})
         else:
@@ -69,8 +70,8 @@ def read_weights(path: epath.Path) -> Weights:
     return Weights(file, arrays, facts | {"options": options}, keys, warnings)
 
 
-def _stated(file: epath.Path, contents: Contents) -> Stated:
-    """Return the facts that a weight file and the other files of its folder state."""
+def _stated_inside(contents: Contents) -> list[Stated]:
+    """Return the facts that the arrays and the metadata of a weight file state."""
     parts = []
     if contents.heads is not None:
         heads = {"heads": contents.heads}
@@ -84,7 +85,7 @@ def _stated(file: epath.Path, contents: Contents) -> Stated:
         if not isinstance(facts, dict):
             raise UserError(f"the metadata {METADATA} is malformed: {text[:60]!r}")
         parts.append(stated_by_export(facts, f"metadata {METADATA}: "))
-    return merged(*parts, stated_beside(file))
+    return parts
 
 
 def complete(
@@ -124,6 +125,12 @@ def _complete(
     facts = sizes(weights)
     if OWN not in arrays:
         refuse_unused(arrays, encoder_names(facts["depth"], stated["options"]))
+        contract = arrays.get("blocks.0.mlp.fc2.weight")
+        if contract is not None and contract.shape != (facts["width"], 4 * facts["width"]):
+            raise UserError(
+                f"blocks.0.mlp.fc2.weight has shape {contract.shape}: MLPs four times as wide as "
+                f"the encoder, whose width is {facts['width']}, and without a gate are required"
+            )
     if "image_size" not in facts:
         if OWN not in arrays:
             raise UserError(
@@ -148,9 +155,9 @@ def _complete(
     warnings = weights.warnings
     if stated.get("options", {}).get("pre_norm") and "gelu" not in stated:
         warnings += (
-            f"{weights.place} does not state its activation, so the exact GELU is used. Some "
-            "models with a norm before their blocks have another activation: use a folder with the "
-            "model's config.json",
+            f"{weights.place} does not state its activation and epsilon, so the exact GELU and "
+            "CLIP's 1e-5 are used. Some models with a norm before their blocks have another "
+            "activation: use a folder with the model's config.json",
         )
     if guessed:
         warnings += (

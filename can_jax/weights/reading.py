@@ -12,7 +12,7 @@ from etils import epath
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import read_json
-from can_jax.weights.layouts import Arrays, heads_of, layout_of, to_mae
+from can_jax.weights.layouts import PREFIX, Arrays, heads_of, layout_of, to_mae
 from can_jax.weights.torch_file import read_torch
 
 # The types of safetensors. 8-bit floats are left out, because their scales are stored elsewhere.
@@ -25,6 +25,10 @@ INDEX = ".index.json"  # The end of the name of a sharded file's index.
 REFERENCE = re.compile(r"meta|(in|out|loss|grad)/.*")  # Arrays that are not weights.
 LFS = b"version https://git-lfs"
 SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
+# An array of an encoder inside a larger model, such as `module.backbone.patch_embed.proj.weight`.
+INSIDE = re.compile(
+    rf"((?:\w+\.)+)(?:patch_embed\.proj\.weight|(?:{PREFIX.pattern})embeddings\.cls_token)"
+)
 
 
 class Contents(NamedTuple):
@@ -88,13 +92,14 @@ def _torch(path: epath.Path) -> OneFile:
 READERS = {
     ".npz": _npz,
     ".safetensors": _safetensors,
-    **dict.fromkeys((".pth", ".pt", ".bin"), _torch),
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), _torch),
 }
 
 
 def _one_file(path: epath.Path) -> OneFile:
     """Read one file with the reader for its suffix, and widen 16-bit floats."""
-    if path.suffix not in READERS:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         kinds = ", ".join([*READERS, f"*{INDEX}"])
         raise UserError(f"{path} is not a supported weight file; supported are {kinds}")
     try:
@@ -103,23 +108,61 @@ def _one_file(path: epath.Path) -> OneFile:
                 raise UserError(
                     "the file is a Git LFS pointer: fetch the content with `git lfs pull`"
                 )
-        contents = READERS[path.suffix](path)
+        contents = READERS[suffix](path)
         return contents._replace(
             arrays={name: _plain(name, a) for name, a in contents.arrays.items()}
         )
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # A malformed file can raise any exception.
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+        raise UserError(
+            f"{path} cannot be read. It is truncated or damaged: copy or download it again "
+            f"({one_line(error)})"
+        ) from error
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """Widen 16-bit floats to float32, which is lossless. Refuse NaN and infinity."""
+    """Widen 16-bit floats to float32, which is lossless. Refuse NaN and infinity, and values that
+    are infinite in float32."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
         array = array.view(ml_dtypes.bfloat16)  # NumPy's files have no name for bfloat16.
     if array.dtype in (np.float16, ml_dtypes.bfloat16):
         array = array.astype(np.float32)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UserError(f"{name} holds NaN or infinity")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32, copy=False)).all()
+        if not finite:
+            raise UserError(f"{name} holds NaN or infinity in float32")
     return array
+
+
+def _unwrapped(arrays: Arrays) -> Arrays:
+    """Remove the prefix, such as ``module.backbone.``, of an encoder inside a larger model.
+
+    Of the names of other arrays, the shared part of the prefix is removed.
+
+    Raises:
+        UserError: The arrays are those of several encoders, or two get the same name.
+    """
+    prefixes = {match[1] for name in arrays if (match := INSIDE.fullmatch(name))}
+    if "patch_embed.proj.weight" in arrays or layout_of(arrays) or not prefixes:
+        return arrays
+    if len(prefixes) > 1:
+        raise UserError(
+            f"the file holds several encoders: {', '.join(sorted(prefixes))}; save only the "
+            "arrays of the one to use"
+        )
+    (prefix,) = prefixes
+    parts = prefix.split(".")[:-1]
+    shared = [".".join(parts[: i + 1]) + "." for i in reversed(range(len(parts)))]
+    plain: Arrays = {}
+    for name, array in arrays.items():
+        start = next((start for start in shared if name.startswith(start)), "")
+        short = name.removeprefix(start)
+        if short in plain:
+            raise UserError(f"the file holds {short} twice, once as {name}")
+        plain[short] = array
+    return plain
 
 
 def _shards(path: epath.Path) -> Arrays:
@@ -159,6 +202,7 @@ def read_contents(path: epath.Path) -> Contents:
         contents = _one_file(path)
     arrays, metadata, notes = contents
     try:
+        arrays = _unwrapped(arrays)
         return Contents(to_mae(arrays), layout_of(arrays), heads_of(arrays), metadata, notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

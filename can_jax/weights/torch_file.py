@@ -144,9 +144,10 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return an allowed global, or raise `UserError` for any other name."""
         if (module, name) not in self._allowed:
+            kind = "dense tensor of a supported type" if module.startswith("torch") else "tensor"
             raise UserError(
-                f"the file requires {module}.{name}, which is not a tensor; no code of the file "
-                "was run"
+                f"the file requires {module}.{name}, which is not a {kind}; no code of the file "
+                "was run. Save a state_dict of floating-point tensors instead"
             )
         return self._allowed[module, name]
 
@@ -180,7 +181,11 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         UserError: The file refers to a name that is not allowed, or holds several models or none.
         ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: The file is damaged.
     """
+    if not content:
+        raise UserError("the file is empty: copy or download it again")
     if not zipfile.is_zipfile(io.BytesIO(content)):
+        if content.startswith(b"PK"):
+            raise UserError("the end of the file is missing: copy or download it again")
         raise UserError(
             "the file is not an archive of PyTorch 1.6 or later: load and save it with PyTorch"
         )
@@ -197,7 +202,8 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         storages = _Storages(content, archive, f"{folder}data/", budget)
         tree = _Unpickler(io.BytesIO(pickled), storages).load()
     if not isinstance(tree, dict):
-        raise ValueError(f"the file holds a {type(tree).__name__}, not arrays by name")
+        kind = type(tree).__name__
+        raise UserError(f"the file holds a {kind}, not arrays by name: save a state_dict")
     _check_tree(tree)
     tree, notes = _model_in(tree)
     if not _is_state(tree):

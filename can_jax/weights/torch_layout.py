@@ -219,7 +219,7 @@ def from_torch(arrays: dict[str, np.ndarray], like: Any) -> Any:
     shapes = {path: leaf.shape for path, leaf in leaves}
     for name, path, layer in entries(like):
         if name not in arrays:
-            raise UserError(f"the weights have no {name}")
+            raise UserError(f"the weights have no {name}, which this encoder requires")
         shape = shapes[path] if layer is None else shapes[path][1:]
         layers[path].append(_from_torch(name, arrays[name], shape))
     stacked = [np.stack(parts).reshape(shapes[path]) for path, parts in layers.items()]

@@ -7,10 +7,12 @@ import numpy as np
 
 from can_jax.models.variant import LAYER_NORM_EPS
 from can_jax.utils.errors import UserError
-from can_jax.weights.accounting import fits_table
+from can_jax.weights.accounting import fits_table, refuse_unused
 from can_jax.weights.layouts import Arrays
 from can_jax.weights.library_configs import EXACT, Stated
+from can_jax.weights.torch_layout import encoder_names
 
+CLIP_EPS = 1e-5  # Models with a norm before their blocks follow CLIP, unless a file states more.
 QKV_BIAS, EMBED_BIAS = "blocks.{}.attn.qkv.bias", "patch_embed.proj.bias"
 # Facts that are compared with the arrays, which determine them.
 COMPARED = ("qkv_bias", "layer_scale", "qk_norm", "pre_norm", "registers")
@@ -45,9 +47,7 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
     if "register_tokens" in arrays and "reg_token" not in arrays:
         arrays["reg_token"] = arrays.pop("register_tokens")
     if "reg_token" in arrays:
-        options["registers"] = (
-            arrays["reg_token"].reshape(-1, arrays["reg_token"].shape[-1]).shape[0]
-        )
+        options["registers"] = int(np.prod(arrays["reg_token"].shape[:-1]))
     if "fc_norm.weight" in arrays and "norm.weight" not in arrays:
         options["norm"] = "pooled"
         for suffix in ("weight", "bias"):
@@ -59,8 +59,12 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
             there = "have no such parameter" if facts[name] else "have such a parameter"
             raise UserError(f"{stated.keys[name]}={facts[name]}, but the arrays {there}")
     if _has_learned_positions(arrays):
-        options |= {"positions": "learned", "position_grid": _fold_positions(arrays, stated)}
-    epsilon = facts.get("layer_norm_eps", LAYER_NORM_EPS)
+        options |= {
+            "positions": "learned",
+            "position_grid": _fold_positions(arrays, stated, options),
+        }
+    default = CLIP_EPS if options.get("pre_norm") else LAYER_NORM_EPS
+    epsilon = facts.get("layer_norm_eps", default)
     if isinstance(epsilon, bool) or not isinstance(epsilon, float | int) or not 0 < epsilon <= 1e-2:
         raise UserError(
             f"{stated.keys['layer_norm_eps']}={epsilon!r}: give a number above 0, at most 0.01"
@@ -99,16 +103,18 @@ def _has_learned_positions(arrays: Arrays) -> bool:
     return shaped and bool(table.any()) and not fits_table(table, len(embed))
 
 
-def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
+def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> tuple[int, int]:
     """Reduce learned positions to those of the patches, and return their grid (height, width).
 
     The positions of the class token and of the registers are added to the tokens themselves.
 
     Raises:
-        UserError: The rows of positions form no square grid, and fit no stated image size.
+        UserError: The rows of positions form no square grid, and fit no stated image size, or a
+            token has another width.
     """
     table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
-    registers = arrays["reg_token"].size // width if "reg_token" in arrays else 0
+    registers = options.get("registers", 0)
+    depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
     size = stated.facts.get("image_size")
     prefixes = dict.fromkeys((1, 1 + registers, 0))
     for prefix in prefixes:
@@ -122,15 +128,29 @@ def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
                 grid = side, side
                 break
         else:
+            refuse_unused(arrays, encoder_names(depth, options))  # It may be a token's position.
             raise UserError(
                 f"pos_embed has {len(table)} learned rows, which do not form a square grid, and no "
                 "file states a matching image size: use a folder with config.json"
             )
     # The class token and the registers always have the same position, so it is added here.
     if prefix:
+        _require_width(arrays, "cls_token", width)
         arrays["cls_token"] = arrays["cls_token"] + table[:1]
     if prefix > 1:
+        _require_width(arrays, "reg_token", width)
         arrays["reg_token"] = arrays["reg_token"] + table[1:prefix]
     rows = [np.zeros_like(table[:1]), table[prefix:]]
     arrays["pos_embed"] = np.concatenate(rows)[None]
     return grid
+
+
+def _require_width(arrays: Arrays, name: str, width: int) -> None:
+    """Raise `UserError` if a token, such as the class token, is missing or has another width."""
+    if name not in arrays:
+        raise UserError(
+            f"the weights have no {name}: encoders without a class token are not supported"
+        )
+    shape = arrays[name].shape
+    if shape[-1:] != (width,):
+        raise UserError(f"{name} has shape {shape}, but this encoder has the width {width}")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from can_jax.utils.errors import UserError
-from can_jax.weights.layouts import to_big_vision, to_huggingface, to_mae
+from can_jax.weights.layouts import heads_of, to_big_vision, to_huggingface, to_mae
 
 
 def arrays(depth=2, width=12, patch=4, decoder=True):
@@ -82,3 +82,51 @@ def test_missing_array_is_named(layout):
 
 def test_unknown_layout_stays_as_it_is():
     assert to_mae({"a": np.zeros(1)}).keys() == {"a"}
+
+
+def of_vision_transformer(theirs):
+    names = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3"}
+    names["MultiHeadDotProductAttention_0"] = "MultiHeadDotProductAttention_1"
+    renamed = {}
+    for name, array in theirs.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        renamed[name.removeprefix("params/")] = array
+    positions = renamed.pop("pos_embedding")
+    whole = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
+    return renamed | {"Transformer/posembed_input/pos_embedding": whole}
+
+
+def with_stacked_blocks(theirs):
+    first = "params/Transformer/encoderblock_0/"
+    blocks = {name for name in theirs if "encoderblock_" in name}
+    stacked = {name: array for name, array in theirs.items() if name not in blocks}
+    for name in blocks:
+        if name.startswith(first):
+            pair = [theirs[name], theirs[name.replace("encoderblock_0", "encoderblock_1")]]
+            stacked[name.replace("encoderblock_0", "encoderblock")] = np.stack(pair)
+    return stacked
+
+
+@pytest.mark.parametrize("other", [of_vision_transformer, with_stacked_blocks])
+def test_other_names_of_big_vision(other):
+    whole = arrays(decoder=False)
+    whole["pos_embed"][:, 0] = 0
+    theirs = other(to_big_vision(whole, heads=3))
+    assert_same(to_mae(theirs), whole)
+    assert heads_of(theirs) == 3
+
+
+def test_blocks_with_other_heads_are_refused():
+    theirs = to_big_vision(arrays(decoder=False), heads=3)
+    name = "params/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel"
+    theirs[name] = theirs[name].reshape(12, 4, 3)
+    with pytest.raises(UserError, match="blocks have different numbers of attention heads"):
+        heads_of(theirs)
+
+
+def test_big_vision_without_a_class_token_is_refused():
+    theirs = to_big_vision(arrays(decoder=False), heads=3)
+    del theirs["params/cls"]
+    with pytest.raises(UserError, match="have no cls: encoders without a class token"):
+        to_mae(theirs)

@@ -105,6 +105,23 @@ def test_configuration_of_another_model_is_refused(tmp_path, config, message):
     refused(folder(tmp_path / "a", vit(), config), message)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["flexivit_small", "eva_large_patch14_196.in22k", "vit_base_patch16_plus_240",
+     "vit_base_patch14_reg1_tipsv2"],
+)  # fmt: skip
+def test_architectures_of_timm_with_its_epsilon(tmp_path, name):
+    found = opened(folder(tmp_path / "a", vit(), TIMM | {"architecture": name}))
+    assert found.facts["options"] == {} and found.facts["layer_norm_eps"] == 1e-6
+
+
+@pytest.mark.parametrize("kind", ["beit", "deit", "dinov3_vit"])
+def test_model_of_another_type_is_refused_before_its_arrays_are_read(tmp_path, kind):
+    place = folder(tmp_path / "a", {}, HF | {"model_type": kind})
+    (place / "model.safetensors").write_bytes(b"")
+    refused(place, f"a model of type '{kind}' is not supported; supported are vit, vit_mae")
+
+
 def test_folder_that_is_nothing_or_incomplete_is_refused(tmp_path):
     place = folder(tmp_path / "a", vit())
     refused(

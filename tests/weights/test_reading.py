@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import save_file
 
 from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays
@@ -92,3 +93,52 @@ def test_a_table_of_shards_that_names_no_files_is_refused(tmp_path):
         UserError, match="is not a valid index of shards: weight_map has a value that is not"
     ):
         read_arrays(place)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "module.backbone.", "a.b.c."])
+def test_encoder_inside_a_larger_model_is_found(tmp_path, prefix):
+    arrays = vit()
+    head = {f"{prefix.split('.')[0]}.head.weight": np.ones(3, np.float32)}
+    save_file({prefix + k: v for k, v in arrays.items()} | head, tmp_path / "a.safetensors")
+    found = read_arrays(epath.Path(tmp_path / "a.safetensors"))
+    assert found.keys() == arrays.keys() | {"head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("base_encoder.", "momentum_encoder."), "several encoders: base_encoder., momentum_enc"),
+        (("a.", "", "head"), None),
+    ],
+)
+def test_several_encoders_are_refused(tmp_path, names, message):
+    arrays = {name + k: v for name in names for k, v in vit(depth=1).items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    if message is None:  # The plain names win; the caller refuses the others by name.
+        assert read_arrays(epath.Path(tmp_path / "a.npz")).keys() == arrays.keys()
+        return
+    with pytest.raises(UserError, match=message):
+        read_arrays(epath.Path(tmp_path / "a.npz"))
+
+
+def test_names_that_become_the_same_are_refused(tmp_path):
+    arrays = {"a.b.patch_embed.proj.weight": np.ones(3), "a.b.x": np.ones(3), "a.x": np.ones(3)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=r"the file holds x twice, once as a\.x"):
+        read_arrays(epath.Path(tmp_path / "a.npz"))
+
+
+def test_number_that_is_infinite_in_float32_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([1e300]))
+    with pytest.raises(UserError, match="a holds NaN or infinity in float32"):
+        read_arrays(epath.Path(tmp_path / "a.npz"))
+
+
+def test_truncated_file_says_so(tmp_path):
+    place = epath.Path(tmp_path / "a.safetensors")
+    save_file(vit(), place)
+    content = place.read_bytes()
+    for length in (0, 4, 100, len(content) - 1):
+        place.write_bytes(content[:length])
+        with pytest.raises(UserError, match="is truncated or damaged: copy or download it"):
+            read_arrays(place)

@@ -123,12 +123,19 @@ def test_tensor_beyond_its_storage_is_refused(save_torch):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:200], lambda b: b"\x80\x02}q\x00.", lambda b: b"", lambda b: b[:-60]]
+    ("damage", "message"),
+    [
+        (lambda b: b[:200], "the end of the file is missing: copy or download it again"),
+        (lambda b: b"\x80\x02}q\x00.", "is not an archive of PyTorch 1.6 or later"),
+        (lambda b: b"", "the file is empty: copy or download it again"),
+        (lambda b: b[:-60], "cannot be read"),
+    ],
 )
-def test_file_that_is_none_is_one_line(save_torch, tmp_path, damage):
-    place = epath.Path(tmp_path / "a.pth")
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".BIN"])
+def test_file_that_is_none_is_one_line(save_torch, tmp_path, damage, message, suffix):
+    place = epath.Path(tmp_path / f"a{suffix}")
     place.write_bytes(damage(save_torch(ARRAYS)))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_arrays(place)
     assert "\n" not in str(error.value)
 

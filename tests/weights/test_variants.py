@@ -58,7 +58,7 @@ def assert_features(encoder, tokens, pool=None):
 
 def test_every_option_at_once(tmp_path):
     arrays = varied()
-    assert_features(loaded(tmp_path, arrays), plain.encode(arrays, PIXELS, heads=3))
+    assert_features(loaded(tmp_path, arrays), plain.encode(arrays, PIXELS, heads=3, eps=1e-5))
 
 
 def test_epsilon_and_gelu_come_from_the_configuration(tmp_path):
@@ -107,10 +107,10 @@ def test_norm_of_the_mean_token_and_biases_that_are_not_there(tmp_path):
     arrays = {k: v for k, v in varied().items() if not k.endswith("qkv.bias")}
     theirs = {k if k.split(".")[0] != "norm" else f"fc_{k}": v for k, v in arrays.items()}
     zeros = {f"blocks.{i}.attn.qkv.bias": np.zeros(72, np.float32) for i in range(2)}
-    tokens = plain.encode(arrays | zeros, PIXELS, heads=3, final_norm=False)
+    tokens = plain.encode(arrays | zeros, PIXELS, heads=3, final_norm=False, eps=1e-5)
     encoder = loaded(tmp_path, theirs)
-    assert_features(encoder, tokens, lambda x: plain.norm(x, arrays, "norm"))
-    both = plain.norm(np.stack([tokens[:, 0], tokens[:, 1:].mean(axis=1)]), arrays, "norm")
+    assert_features(encoder, tokens, lambda x: plain.norm(x, arrays, "norm", 1e-5))
+    both = plain.norm(np.stack([tokens[:, 0], tokens[:, 1:].mean(axis=1)]), arrays, "norm", 1e-5)
     np.testing.assert_allclose(encoder(IMAGES, "both"), np.concatenate(both, axis=1), atol=2e-5)
 
 
@@ -127,7 +127,7 @@ def test_positions_of_the_first_tokens_are_part_of_them(tmp_path, rows, prefix):
         folded["reg_token"] = arrays["reg_token"] + table[:, 1:5]
     patches = whole[-16:]
     folded["pos_embed"] = np.concatenate([np.zeros((1, 24), np.float32), patches])[None]
-    assert_features(loaded(tmp_path, arrays), plain.encode(folded, PIXELS, heads=3))
+    assert_features(loaded(tmp_path, arrays), plain.encode(folded, PIXELS, heads=3, eps=1e-5))
 
 
 def test_learned_positions_are_resized(tmp_path):
@@ -138,7 +138,7 @@ def test_learned_positions_are_resized(tmp_path):
     folded["pos_embed"] = np.concatenate([np.zeros((1, 24), np.float32), table])[None]
     images = np.random.default_rng(1).integers(0, 256, (2, 24, 16, 3), dtype=np.uint8)
     pixels = ((images / 255 - MEAN) / STD).astype(np.float32)
-    wanted = plain.encode(folded, pixels, heads=3)
+    wanted = plain.encode(folded, pixels, heads=3, eps=1e-5)
     np.testing.assert_allclose(encoder(images, "tokens"), wanted, atol=2e-5)
 
 
@@ -156,6 +156,13 @@ def test_learned_positions_are_resized(tmp_path):
             r"blocks\.0\.mlp\.w12\.weight has no counterpart",
         ),
         ({"pos_embed": np.ones((1, 19, 24)) / 3}, "pos_embed has 19 learned rows"),
+        (
+            {"dist_token": np.ones((1, 1, 24)), "pos_embed": np.ones((1, 22, 24)) / 3},
+            "dist_token has no counterpart",
+        ),
+        ({"cls_token": None}, "the weights have no cls_token: encoders without a class token"),
+        ({"cls_token": np.ones(1)}, r"cls_token has shape \(1,\), but this encoder has the width"),
+        ({"blocks.0.mlp.fc2.weight": np.ones((24, 64))}, "MLPs four times as wide as the encoder"),
         ({"pos_embed": np.zeros((1, 17, 24))}, "pos_embed holds zeros"),
         ({"blocks.1.ls2.gamma": None}, r"the weights have no blocks\.1\.ls2\.gamma"),
         ({"blocks.1.attn.qkv.bias": None}, r"the weights have no blocks\.1\.attn\.qkv\.bias"),
@@ -205,7 +212,7 @@ def test_one_more_array_is_refused_by_name_in_each_layout(tmp_path, layout):
 
 
 def test_assumed_activation_of_a_norm_before_the_blocks_is_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="does not state its activation"):
+    with pytest.warns(UserWarning, match="does not state its activation and epsilon"):
         loaded(tmp_path, {k: v for k, v in varied().items() if "_norm" not in k})
 
 
@@ -229,7 +236,8 @@ def of_timm(**options):
 
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
-    network = timm.models.VisionTransformer(**sizes, num_classes=0, **options).eval()
+    epsilon = {"norm_layer": torch.nn.LayerNorm} if options.get("pre_norm") else {}  # CLIP's
+    network = timm.models.VisionTransformer(**sizes, num_classes=0, **epsilon, **options).eval()
     with torch.no_grad():
         for parameter in network.parameters():  # values of their own, as after training
             parameter.add_(0.1 * torch.randn_like(parameter))
