@@ -29,7 +29,7 @@ from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch
 # For an optional key without a default, the description states the behavior if it is not set.
 DATA: Table = {
     "source": Key("folder", Choice(SOURCES), "The type of the data source, such as `folder`."),
-    "path": Key(None, Text(), "The path of the data: a folder, or a glob pattern of files."),
+    "path": Key(None, Text(), "The path or URL of the data: a folder, or a pattern of shards."),
     "name": Key(None, Text(), "The name of the data set, for the source `tfds`."),
     "split": Key("train", Text(), "The name of the split to train on."),
     "image_size": Key(

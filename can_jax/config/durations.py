@@ -150,7 +150,7 @@ def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:
     Args:
         config: A checked configuration.
         examples: The number of images in an epoch.
-        total: The number of steps in the run.
+        total: The number of steps of the learning-rate schedule.
 
     Raises:
         UserError: The warm-up is not shorter than the run.

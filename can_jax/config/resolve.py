@@ -141,7 +141,8 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
     such as those of ``data.mixture``, are expanded, too.
 
     Raises:
-        UserError: The home directory of a path does not exist; the message names the key.
+        UserError: The ``~`` of a path cannot be expanded, because the user is unknown or HOME is
+            not set; the message names the key.
     """
 
     def expanded(value: Any, key: str) -> Any:

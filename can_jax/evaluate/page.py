@@ -1,8 +1,8 @@
 """Functions that render self-contained HTML pages from templates, with inlined pictures and charts.
 
-Some values on a page come from untrusted files. Jinja escapes every value that is not `Html`, and
-`Html.format` escapes the values of elements that this module creates. Only this module creates
-`Html`, so a browser shows values from files as plain text.
+Some values on a page come from untrusted files. Jinja escapes every value that is not `Html`. Only
+this module creates `Html`, and it escapes the values inside, so a browser shows values from files
+as plain text.
 """
 
 import base64

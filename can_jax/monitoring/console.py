@@ -142,7 +142,7 @@ class Reporter:
 
     Args:
         first_step: The step from which the run starts or resumes.
-        total_steps: The number of steps of the whole run.
+        total_steps: The number of steps of the whole run; not used for a timed run.
         log: The log file to which the messages are also written; None for no log file.
     """
 

@@ -97,8 +97,9 @@ def transform(settings: Any) -> optax.GradientTransformation:
     optimizer's parameters, such as ``b1``. ``optimizer.options`` take precedence over these keys.
 
     If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
-    update. Biases, normalization scales and learned tokens have no weight decay, unless an
-    optimizer of optax has a parameter ``weight_decay`` but none for a mask.
+    update. A mask excludes biases, normalization scales and learned tokens from weight decay. If
+    the configured optimizer has a parameter ``weight_decay`` but none for a mask, such as
+    `optax.contrib.prodigy`, its weight decay applies to all parameters.
 
     Args:
         settings: The config block ``optimizer``.

@@ -259,7 +259,7 @@ def clock_facts(values: dict[str, Any]) -> dict[str, str]:
             "step": f"{values['step_seconds']:.3g} s without overlap: "
             f"{values['compute_seconds']:.3g} s of computation, "
             f"{values['communication_seconds']:.3g} s of communication",
-            "no estimate": "the CPU compiler estimates no times",
+            "basis": "the FLOPs at an assumed utilization; the step was compiled for a CPU",
             "versions": versions,
         }
     calibration = values["calibration"]

@@ -231,7 +231,8 @@ class Driver:
         return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """Yield a line per arm with the number of completed runs."""
+        """Yield a line per arm: the number of learning rates tried or, once the best one is known,
+        the number of completed runs."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
                 tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())

@@ -42,7 +42,7 @@ class KnnProbe:
 
     Raises:
         UserError: The queries or the bank have no labeled images, or the queries have classes that
-            the bank lacks.
+            the training split lacks.
     """
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):

@@ -1,1 +1,1 @@
-"""General utilities: errors, files, archives, registries, settings, CPU cores and TensorFlow."""
+"""General utilities, such as errors, files, archives, registries, settings and CPU cores."""

@@ -118,6 +118,7 @@ def _reach(address: str) -> None:
 
     Raises:
         OSError: The connection failed.
+        ValueError: The port is not a number.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:

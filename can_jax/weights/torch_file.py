@@ -78,7 +78,7 @@ class _Storages:
         self._verified: set[str] = set()  # Members with verified checksums.
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-        """Return the tensor for a call of PyTorch's `_rebuild_tensor_v2`.
+        """Stand in for PyTorch's `_rebuild_tensor_v2`: return the tensor as an array.
 
         Raises:
             ValueError: The description is malformed, or the tensor exceeds its storage.
@@ -121,7 +121,7 @@ class _Storages:
         return content
 
     def parameter(self, tensor: Any, *_: Any) -> Any:
-        """Return the tensor for a call of PyTorch's `_rebuild_parameter`."""
+        """Stand in for PyTorch's `_rebuild_parameter`: return the parameter's tensor unchanged."""
         return tensor
 
 

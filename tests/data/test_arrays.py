@@ -78,3 +78,24 @@ def test_labels_beyond_32_bits_are_unknown_and_named(tmp_path, caplog):
     np.savez(tmp_path / "train.npz", images=images(3), labels=labels)
     assert open_arrays(str(tmp_path), "train", 3).labels.tolist() == [3, -1, -1]
     assert "2 labels, such as 1099511627779, are outside the range of int32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gs://bucket/cifar", "config.data.path=gs://bucket/cifar: npz files are read from local"),
+        ("{}/train-*.npz", "train-.* does not exist; npz files are given by their folder"),
+        ("{}/{{split}}.npz", "does not exist; npz files are given by their folder"),
+        ("{}/nothing", "nothing does not exist$"),
+    ],
+)
+def test_paths_that_are_no_local_folder_are_refused(path, message, tmp_path):
+    np.savez(tmp_path / "train-0.npz", images=np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match=message):
+        open_arrays(path.format(tmp_path), "train", 3)
+
+
+def test_hint_for_a_missing_split_offers_no_pattern(tmp_path):
+    np.savez(tmp_path / "train-0.npz", images=np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="; set config.data.split, .* that exists$"):
+        open_arrays(str(tmp_path), "test", 3)

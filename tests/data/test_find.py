@@ -2,6 +2,7 @@
 
 import pytest
 
+from can_jax.data.sources.detect import kind_of
 from can_jax.data.storage.find import expand_braces, find_shards
 from can_jax.utils.errors import UserError
 
@@ -104,3 +105,12 @@ def test_files_beside_records_are_none(tmp_path):
     assert names(tmp_path, "", "tfrecord") == [
         "a.tfrecord", "b-00000-of-00001", "b.tfrecord-00000-of-00001", "g.tfrec",
     ]  # fmt: skip
+
+
+def test_pattern_that_ends_in_a_star_selects_the_shards_of_all_depths(tmp_path, caplog):
+    touch(tmp_path, "a.tar", "sub/b.tar", "README.md", "sub/meta.json")
+    assert names(tmp_path, "") == ["a.tar"]
+    assert f"the pattern {tmp_path}/**/* selects all shards" in caplog.text
+    assert names(tmp_path, "**/*") == ["a.tar", "sub/b.tar"]
+    assert "2 matching files do not have the name of a tar shard" in caplog.text
+    assert kind_of(f"{tmp_path}/**/*").source == "webdataset"

@@ -89,4 +89,4 @@ def test_compressed_shard_points_to_streaming(tmp_path, compress):
     path = tmp_path / "train.tfrecord"
     write_tfrecord(path, IMAGES)
     path.write_bytes(compress(path.read_bytes()))
-    assert "set config.data.streaming" in scan_tfrecord(str(path)).problem
+    assert "stream it in training by config.data.streaming=True" in scan_tfrecord(str(path)).problem

@@ -275,7 +275,9 @@ def test_arrays_that_name_two_splits(tmp_path):
     pixels = np.zeros((3, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "mnist.npz", images=pixels)
     assert open_arrays(str(tmp_path), "train", 3).examples == 3
-    with pytest.raises(UserError, match="no npz of the split 'test' .*only files without a split"):
+    with pytest.raises(
+        UserError, match="no npz file of the split 'test' .*only files without a split"
+    ):
         open_arrays(str(tmp_path), "test", 3)
     np.savez(tmp_path / "train_train.npz", images=pixels[:1])
     np.savez(tmp_path / "train_test.npz", images=pixels[:2])

@@ -1,1 +1,1 @@
-"""File formats of shards: TFRecord, tar and TFDS."""
+"""Readers of TFRecords, tars, compressed files, label lists and the files of TFDS."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from can_jax.data.formats.scan import ScanResult, found, name_gaps
-from can_jax.data.formats.tar import compression_of
+from can_jax.data.formats.tar import compressed_problem, compression_of
 from can_jax.data.storage.reading import open_random
 
 HEADER, FOOTER = 12, 4  # bytes before the content, length and checksum; and after it, checksum
@@ -60,7 +60,7 @@ def scan_tfrecord(path: str) -> ScanResult:
             position = end
             continue
         if position == 0 and (kind := compression_of(file.read(0, 8))):
-            problems.ending = f"is compressed ({kind}): set config.data.streaming, or decompress it"
+            problems.ending = compressed_problem(kind)
             break
         resumed = next_record(file.read, position + 1, file.size)
         if resumed is None and length is not None:

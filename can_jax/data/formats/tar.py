@@ -29,6 +29,17 @@ def compression_of(start: bytes) -> str | None:
     return next((kind for magic, kind in COMPRESSED.items() if re.match(magic, start)), None)
 
 
+def compressed_problem(kind: str) -> str:
+    """Return a phrase about a shard that random access cannot read because it is compressed."""
+    advice = "decompress it"
+    if kind != "lz4":
+        advice += (
+            ", or stream it in training by config.data.streaming=True and config.data.examples=N, "
+            "the approximate number of images"
+        )
+    return f"is compressed ({kind}): {advice}"
+
+
 def open_tar(file: Any, mode: str) -> tarfile.TarFile:
     """Open a tar for iteration with `Members`.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from can_jax.data.formats.label_range import BEYOND, is_label
 from can_jax.data.formats.scan import ScanResult, found
-from can_jax.data.formats.tar import Members, compression_of, open_tar
+from can_jax.data.formats.tar import Members, compressed_problem, compression_of, open_tar
 from can_jax.data.storage.files import IMAGE_NAME
 from can_jax.data.storage.reading import open_file, open_random
 from can_jax.data.storage.splits import shown
@@ -42,9 +42,7 @@ def scan_tar(path: str) -> ScanResult:
     range of a link is that of its target."""
     file = open_random(path)
     if kind := compression_of(file.read(0, 8)):
-        return found(
-            [], [], [], f"is compressed ({kind}): set config.data.streaming, or decompress it"
-        )
+        return found([], [], [], compressed_problem(kind))
     images: list[tarfile.TarInfo] = []
     labels: list[int] = []
     unused: Unused = collections.Counter()

@@ -8,6 +8,7 @@ import numpy as np
 
 from can_jax.data.formats.label_range import as_labels
 from can_jax.data.sources.base import ArraySource
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import choose_files, some
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line
@@ -28,9 +29,7 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
         UserError: There is no npz file of the split, or an npz file does not have the expected
             content.
     """
-    root = Path(path)
-    if not root.exists():
-        raise UserError(f"config.data.path={path} does not exist")
+    root = existing_root(path)
     shards = shards_of_split(root, split)
     images, labels, all_names = zip(*(_read(shard, channels) for shard in shards), strict=True)
     shapes = {shard.shape[1:] for shard in images}
@@ -42,6 +41,24 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     if not source.examples:
         raise UserError(f"the shards {split}*.npz in {path} hold no image")
     return source
+
+
+def existing_root(path: str) -> Path:
+    """Return the local path of npz files.
+
+    Raises:
+        UserError: The path does not exist, is a URL, or is a pattern.
+    """
+    if is_remote(path):
+        raise UserError(f"config.data.path={path}: npz files are read from local disks only")
+    root = Path(path)
+    if not root.exists():
+        pattern = "*" in path or "{" in path
+        raise UserError(
+            f"config.data.path={path} does not exist"
+            + ("; npz files are given by their folder, not by a pattern" if pattern else "")
+        )
+    return root
 
 
 def one_numbering(
@@ -84,13 +101,14 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
         UserError: There is no npz file of the split.
     """
     if root.is_file():
-        choose_files(str(root), [root.name], split, "npz file", listed=True)
+        choose_files(str(root), [root.name], split, "npz file", listed=True, patterns=False)
         return [root]
     names = sorted(file.name for file in root.glob("*.npz"))
     if not names:
         present = some(sorted(file.name for file in root.iterdir()), 8) or "nothing"
         raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {present}")
-    return [root / name for name in choose_files(str(root), names, split, "npz", listed=False)]
+    chosen = choose_files(str(root), names, split, "npz file", listed=False, patterns=False)
+    return [root / name for name in chosen]
 
 
 def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

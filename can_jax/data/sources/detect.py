@@ -68,12 +68,12 @@ def kind_of(path: str) -> Kind:
 
 
 def _of_files(path: str) -> Kind:
-    """Return the kind of a file or pattern, derived from its name or from the name of the first
-    matching file.
+    """Return the kind of a file or pattern, derived from its name or from the most frequent kind of
+    the matching files.
 
     Raises:
-        UserError: No file matches, the format of the first match is not supported, or the path is a
-            single image.
+        UserError: No file matches, no matching file is of a supported kind, or the path is a single
+            image.
     """
     first = path.split("::")[0]
     kind = _kind_of_name(os.path.basename(first))
@@ -81,9 +81,12 @@ def _of_files(path: str) -> Kind:
     if plain and not exists(path):
         raise UserError(f"{shown(path)} does not exist")
     if not kind and "{split}" not in first:
-        first = path if plain else matches(first)[0]
-        kind = _kind_of_name(os.path.basename(first))
-        if reason := remedy([first]):
+        files = [path] if plain else matches(first)
+        kinds = Counter(_kind_of_name(os.path.basename(file)) for file in files)
+        del kinds[""]
+        if kinds:
+            kind = kinds.most_common(1)[0][0]
+        elif reason := remedy(files[:1]):
             raise UserError(f"{shown(path)}: {reason}")
     if kind == "folder":
         raise UserError(f"{shown(path)} is an image: give the folder that contains the images")

@@ -5,13 +5,12 @@ A user's module adds a source with ``SOURCES.register("name", SourceKind(…))``
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from can_jax.data.sources.arrays import open_arrays, shards_of_split
+from can_jax.data.sources.arrays import existing_root, open_arrays, shards_of_split
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.folder import images_of_split, open_folder, split_folder
 from can_jax.data.sources.indexed import IndexedSource
@@ -132,9 +131,7 @@ def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
 
 
 def _locate_arrays(data: ConfigDict, split: str) -> None:
-    if not Path(data.path).exists():
-        raise UserError(f"config.data.path={data.path} does not exist")
-    shards_of_split(Path(data.path), split)
+    shards_of_split(existing_root(data.path), split)
 
 
 def _locate_folder(data: ConfigDict, split: str) -> None:

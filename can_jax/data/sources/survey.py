@@ -17,7 +17,7 @@ class Survey(NamedTuple):
     """The result of a survey of a data set.
 
     Attributes:
-        source: The value of ``data.source`` that reads the data.
+        source: The name of the data source that can read the data, a value of ``data.source``.
         images: The number of images, at most `MOST`; None if they were not counted.
         side: The shorter side of the images in pixels, for image files the median over a sample;
             None if unknown.

@@ -39,7 +39,8 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
 
     Args:
         path: A shard, a pattern, a folder, or several of these joined by `::`. A pattern can
-            contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. The
+            contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. A pattern
+            whose last part is `*` selects only files with the names of shards. The
             placeholder `{split}` stands for any spelling of the split. Square brackets are literal
             if a file or folder with these brackets in its name exists. A folder stands for the
             shards in its subfolder named after the split. A folder without a subfolder of the split
@@ -62,7 +63,7 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
         if is_folder(part):
             files += [os.path.join(part, name) for name in _shards_below(part, kind, compressed)]
         else:
-            files += matches(part)
+            files += _matching_shards(part, kind)
     files = sorted(set(files))
     names = _relative(files)
     chosen = set(choose_files(path, names, split, f"{kind} shard", listed=True))
@@ -84,7 +85,11 @@ def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[
             files = []
             for part in path.replace("{split}", spelling).split("::"):
                 inside = _shards_below(part, kind, compressed) if is_folder(part) else None
-                files += matches(part) if inside is None else [f"{part}/{n}" for n in inside]
+                files += (
+                    _matching_shards(part, kind)
+                    if inside is None
+                    else [f"{part}/{n}" for n in inside]
+                )
             shards[spelling] = sorted(set(files))
         except UserError as error:
             missing = missing or error
@@ -122,7 +127,8 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
         if loose:
             logging.warning(
                 "%s: %d shards beside the folder %s are left out: %s; the pattern %s/**/* "
-                "selects all", shown(path), len(loose), shown(inner), some(loose), shown(path),
+                "selects all shards",
+                shown(path), len(loose), shown(inner), some(loose), shown(path.rstrip("/")),
             )  # fmt: skip
         return [os.path.join(folder, name) for name in names]
     names = _shards_below(path, kind, compressed)
@@ -148,7 +154,8 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     if direct and deep:
         logging.warning(
             "%s: %d shards in its subfolders are left out, such as %s; the pattern %s/**/* "
-            "selects all", shown(folder), len(deep), shown(deep[0]), shown(folder),
+            "selects all shards",
+            shown(folder), len(deep), shown(deep[0]), shown(folder.rstrip("/")),
         )  # fmt: skip
     if not direct:
         names = deep
@@ -165,6 +172,30 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
             raise UserError(message)
         logging.warning("%s; without these settings, the compressed tars are left out", message)
     return sorted(names)
+
+
+def _matching_shards(pattern: str, kind: str) -> list[str]:
+    """Return the files that match a path or pattern.
+
+    If the last part of the pattern is `*`, files that do not have the name of a shard are left out,
+    unless none has.
+    """
+    files = matches(pattern)
+    if os.path.basename(pattern) != "*":
+        return files
+    others = [name for name in files if not _is_any_shard(os.path.basename(name), kind)]
+    if not others or len(others) == len(files):
+        return files
+    logging.warning(
+        "%s: %d matching files do not have the name of a %s shard and are left out: %s",
+        shown(pattern), len(others), kind, some(others),
+    )  # fmt: skip
+    return sorted(set(files) - set(others))
+
+
+def _is_any_shard(name: str, kind: str) -> bool:
+    """Return whether a file name is that of a shard, compressed or not."""
+    return is_shard(name, kind) or (kind == "tar" and bool(COMPRESSED_TAR.search(name.lower())))
 
 
 def is_shard(name: str, kind: str) -> bool:

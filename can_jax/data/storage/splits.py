@@ -18,9 +18,12 @@ STANDARD = {word: split for split, words in SPELLINGS.items() for word in words}
 # Further words that the name of a split may contain, detached or attached: `Test set`, `trainset`.
 FILLERS = "sets?|data|images?|imgs?|split|files"
 COMPOUND = re.compile(rf"({'|'.join(STANDARD)})(?:{FILLERS})")
-HINT = (
-    "write the placeholder {split} in config.data.path, or set config.data.split, "
-    "config.probe.split or config.data.test_split to a split that exists"
+SET_SPLIT = (
+    "set config.data.split, config.probe.split or config.data.test_split to a split that exists"
+)
+WRITE_SPLIT = (
+    "write {split} in config.data.path where the name of the split stands, such as "
+    "/data/{split}-*.tar, or "
 )
 
 
@@ -124,7 +127,15 @@ def choose_folder(path: str, groups: dict[str, list[str]], split: str) -> str | 
     return chosen[0] if chosen else None
 
 
-def choose_files(path: str, names: Sequence[str], split: str, what: str, *, listed: bool) -> list:
+def choose_files(
+    path: str,
+    names: Sequence[str],
+    split: str,
+    what: str,
+    *,
+    listed: bool,
+    patterns: bool = True,
+) -> list:
     """Return the files of a split, in the order of ``names``.
 
     Args:
@@ -137,6 +148,7 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
             their names or, if there are none, of all files. If ``listed`` is False, `train`
             consists of the files with `train` in their names or, if there are none, of those with
             no split in their names.
+        patterns: Whether ``path`` may be a pattern with the placeholder ``{split}``.
 
     Raises:
         UserError: No file belongs to the split, or the spelling of the split in the names is
@@ -160,7 +172,7 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
     if not chosen:
         raise UserError(
             f"no {what} of the split {split!r} in {shown(path)}, which has {_overview(splits)}; "
-            f"{HINT}"
+            f"{WRITE_SPLIT if patterns else ''}{SET_SPLIT}"
         )
     others = names if listed else undivided
     _log_left_out(path, sorted(set(others) - set(chosen)), split)

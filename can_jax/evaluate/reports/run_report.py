@@ -103,7 +103,8 @@ def notices(record: RunRecord) -> list[str]:
     if explained is not None and explained < 0:
         lines.append(
             "The predicted noise is worse than a prediction of zero: denoising/explained is "
-            f"negative ({explained:.2g}). This is usual in short runs with noise.target=scaled."
+            f"negative ({explained:.2g}). This is usual with the paper's form of the denoising "
+            "branch (noise.target=scaled, model.decoder.noise_output=False)."
         )
     probe = record.series.get("probe/knn", [])
     if len(probe) > 1 and probe[0][0] == 0 and probe[-1][1] <= probe[0][1]:
