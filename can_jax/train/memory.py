@@ -10,6 +10,7 @@ the step and reports the memory that the compiler assigns.
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -39,9 +40,9 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
         devices: The number of devices, over which the batch is split.
     """
     model, data = config.model, config.data
-    width = 2 if model.dtype == "float32" else 1  # the formula is of 16-bit types
+    width = jnp.dtype(model.dtype).itemsize / 2  # the formula is of 16-bit types
     # In 16 bits accelerators compute attention in a kernel that stores no weights.
-    weights = 7 if model.attention == "xla" or width == 2 else 0
+    weights = 7 if model.attention == "xla" or width > 1 else 0
     view = sum(
         size.depth * tokens * (34 * size.width + weights * size.heads * tokens)
         for size, tokens in transformers(config)
