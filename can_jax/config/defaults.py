@@ -296,7 +296,8 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which the run aborts; 0 means never.",
+        "The time without a completed step after which a command aborts; 0 means never. Another "
+        "program that calls `can_jax.pretrain` prints the stacks of its threads, and continues.",
         unit="seconds",
     ),
     "data": DATA,

@@ -45,6 +45,25 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
         stacks: Whether to print the stack of every thread before the message. With False, the
             stacks are still written to the folder that `keep_stacks_in` sets.
     """
+    report(message, stacks)
+    os._exit(EXIT_UNEXPECTED)
+
+
+def may_end_process() -> bool:
+    """Return whether this process runs a command of `can_jax`, or is one of several of a job.
+
+    Another program, such as a notebook, must not be ended by a function that it calls.
+    """
+    return preemption.handler.installed or bool(_handlers)
+
+
+def report(message: str, stacks: bool = True) -> None:
+    """Print the stack of every thread and an error message, as `abort` does.
+
+    Args:
+        message: The error message, printed as the last line.
+        stacks: Whether to print the stacks; they are written to the folder in any case.
+    """
     dump = _places()
     for write in (_to_file, _to_stderr):
         arguments = (message, dump if stacks or write is _to_file else "")
@@ -52,7 +71,6 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
         with contextlib.suppress(RuntimeError):  # Python is shutting down
             writing.start()
             writing.join(WRITE_SECONDS)
-    os._exit(EXIT_UNEXPECTED)
 
 
 def abort_on_sigabrt(message: str) -> None:

@@ -1,11 +1,12 @@
-"""A watchdog that aborts a run without progress, after printing the stack of each thread."""
+"""A watchdog that reports a run without progress with the stack of each thread, and ends a
+command."""
 
 import contextlib
 import threading
 import time
 from collections.abc import Iterator
 
-from can_jax.distributed.abort import abort, dump_stacks_after
+from can_jax.distributed.abort import abort, dump_stacks_after, may_end_process, report
 from can_jax.utils.progress import phase
 
 # The limit of operations that grow with the data or the model, times `config.stuck_after_seconds`.
@@ -14,10 +15,13 @@ MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stack
 
 
 class Watchdog:
-    """A background thread that aborts the program if no step completes within a time limit.
+    """A background thread that aborts a command if no step completes within a time limit.
 
     The thread regularly resets a timer that is implemented in C. While a C extension holds the GIL,
     the thread cannot run, and the timer prints the stacks instead.
+
+    Another program, such as a notebook, is not aborted: the stacks and the message are printed
+    once. The timer is not used there, because a process has only one.
 
     Args:
         seconds: The maximum time between steps in seconds; 0 disables the watchdog.
@@ -29,9 +33,10 @@ class Watchdog:
         self._seconds, self._during = seconds, during
         self._step, self._at = 0, time.monotonic()
         self._done = threading.Event()
+        self._ends_process = may_end_process()
         if seconds:
             # Not by the thread, which may not get the interpreter before it is held.
-            dump_stacks_after(seconds + MARGIN_SECONDS)
+            self._reset_timer()
             threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self, step: int) -> None:
@@ -46,19 +51,28 @@ class Watchdog:
         period = min(self._seconds / 10, 10.0)
         woke = time.monotonic()
         while not self._done.wait(period):
-            dump_stacks_after(self._seconds + MARGIN_SECONDS)
+            self._reset_timer()
             # Time during which the whole process was suspended does not count.
             now = time.monotonic()
             self._at += max(now - woke - 2 * period, 0.0)
             woke = now
             if time.monotonic() - self._at > self._seconds:
-                abort(
+                message = (
                     f"no progress for {self._seconds:.0f} s "
                     f"{self._during or f'after step {self._step}'} (config.stuck_after_seconds); a "
-                    "host or the input pipeline is probably hung. Thread stacks are above. Re-run "
-                    "the command to resume from the last checkpoint"
+                    "host or the input pipeline is probably hung. Thread stacks are above. "
                 )
-        dump_stacks_after(None)
+                if self._ends_process:
+                    abort(f"{message}Re-run the command to resume from the last checkpoint")
+                report(f"{message}Training keeps waiting; interrupt it to stop")
+                return
+        if self._ends_process:
+            dump_stacks_after(None)
+
+    def _reset_timer(self) -> None:
+        """Reset the timer in C, if this process may use it."""
+        if self._ends_process:
+            dump_stacks_after(self._seconds + MARGIN_SECONDS)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,10 @@ import sys
 
 STUCK = """
 import time
+from can_jax.distributed.preemption import handler
 from can_jax.monitoring.watchdog import Watchdog
+
+handler.installed = {command}
 
 def waits_for_ever():
     time.sleep(60)
@@ -17,9 +20,10 @@ for step in range(1, 8):
 """
 
 
-def run(then):
+def run(then, command=True):
+    program = STUCK.format(then=then, command=command)
     return subprocess.run(
-        [sys.executable, "-c", STUCK.format(then=then)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
     )
 
 
@@ -29,6 +33,18 @@ def test_run_that_stopped_moving_is_ended_with_the_place_of_every_thread():
     assert "waits_for_ever" in done.stderr  # where it was
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: no progress for 0 s after step 7")
+
+
+def test_stuck_run_inside_another_program_is_reported_once_and_does_not_end_it():
+    """The program's own timer of `faulthandler`, of which a process has one, stays as well."""
+    done = run(
+        "import faulthandler, sys; faulthandler.dump_traceback_later(2, file=sys.__stdout__)\n"
+        "time.sleep(4); dog.close(); time.sleep(0.2)",
+        command=False,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("Timeout")
+    assert done.stderr.count("error: no progress for 0 s after step 7") == 1
+    assert 'File "<string>", line' in done.stderr  # where it was
 
 
 def test_full_pipe_or_hung_disk_does_not_keep_a_stuck_run_alive(tmp_path):
@@ -65,8 +81,10 @@ def test_run_that_moves_or_has_ended_is_left_alone():
 def test_run_that_was_suspended_is_left_alone():
     program = """
 import os, signal, subprocess, sys, time
+from can_jax.distributed.preemption import handler
 from can_jax.monitoring.watchdog import Watchdog
 
+handler.installed = True
 dog = Watchdog(1.0)
 wake = f"import os, signal, time; time.sleep(2); os.kill({os.getpid()}, signal.SIGCONT)"
 subprocess.Popen([sys.executable, "-c", wake])
@@ -80,8 +98,10 @@ time.sleep(0.3)
 
 HELD = """
 import ctypes, time
+from can_jax.distributed.preemption import handler
 from can_jax.monitoring import watchdog
 
+handler.installed = True
 watchdog.MARGIN_SECONDS = 1.0
 dog = watchdog.Watchdog(1.0)
 
