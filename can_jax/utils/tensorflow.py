@@ -3,15 +3,21 @@
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Iterator
+from threading import Lock, Thread
 from types import ModuleType
 
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.extras import missing_package
 
-LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+SETTINGS = {
+    LOG_LEVEL: "3",  # TensorFlow would log every undecodable image, which we count ourselves.
+    "TF_ENABLE_ONEDNN_OPTS": "0",  # It is not used here, and logs a notice.
+    "TF_USE_LEGACY_KERAS": "1",
+}
+_IMPORT = Lock()  # A second thread would take the variables of the first for those to restore.
 
 
 @functools.cache
@@ -21,21 +27,22 @@ def tensorflow() -> ModuleType:
     Raises:
         UserError: TensorFlow is not installed.
     """
-    # TensorFlow would log every undecodable image, which we count ourselves. JAX sets level 1.
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used here, and it logs a notice
     try:
-        with _without_keras():
+        with _IMPORT, _import_settings():
             import tensorflow as tf
     except ModuleNotFoundError as error:
         raise missing_package(error.name) or error from error
 
-    tf.config.set_visible_devices([], "GPU")
-    # TensorFlow's default is all cores of the machine, even beyond a container's quota.
-    with contextlib.suppress(RuntimeError):  # the caller has initialized TensorFlow already
-        tf.config.threading.set_inter_op_parallelism_threads(usable_cores())
-        tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
+    threading = tf.config.threading
+    # The calling program may have initialized TensorFlow already, or have set the threads.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    with contextlib.suppress(RuntimeError):
+        # TensorFlow's default is all cores of the machine, even beyond a container's quota.
+        if not threading.get_inter_op_parallelism_threads():
+            threading.set_inter_op_parallelism_threads(usable_cores())
+        if not threading.get_intra_op_parallelism_threads():
+            threading.set_intra_op_parallelism_threads(usable_cores())
     return tf
 
 
@@ -48,22 +55,27 @@ def import_ahead() -> None:
         with contextlib.suppress(ImportError, RuntimeError, UserError):
             tensorflow()
 
-    threading.Thread(target=quietly).start()
+    Thread(target=quietly).start()
 
 
 @contextlib.contextmanager
-def _without_keras() -> Iterator[None]:
-    """Let TensorFlow skip the import of Keras, which takes most of the time to import TensorFlow.
+def _import_settings() -> Iterator[None]:
+    """Set environment variables that TensorFlow reads during its import, and restore them.
 
-    The context sets an environment variable that makes TensorFlow look for the legacy Keras. If the
-    legacy Keras is not installed, TensorFlow then imports no Keras. `tf.keras` is available after
-    the context ends.
+    With the legacy Keras, TensorFlow skips the import of Keras, which takes most of the time, if
+    the legacy Keras is not installed. `tf.keras` is available after the context ends. Child
+    processes of the calling program must not inherit these variables.
     """
-    if LEGACY_KERAS in os.environ:
-        yield
-        return
-    os.environ[LEGACY_KERAS] = "1"
+    before = {name: os.environ.get(name) for name in SETTINGS}
+    if before[LOG_LEVEL] == "1":  # JAX sets this level.
+        del os.environ[LOG_LEVEL]
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        os.environ.pop(LEGACY_KERAS, None)
+        for name, value_before in before.items():
+            if value_before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value_before
