@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
+from can_jax.utils.quiet import host_logging
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -54,9 +56,10 @@ def load(
     """
     from can_jax.encoders.encoder import load_encoder
 
-    return load_encoder(
-        path, image_size, heads=heads, mean=mean, std=std, step=step, batch_size=batch_size
-    )
+    with host_logging():
+        return load_encoder(
+            path, image_size, heads=heads, mean=mean, std=std, step=step, batch_size=batch_size
+        )
 
 
 def default_config() -> "ConfigDict":
@@ -96,7 +99,8 @@ def pretrain(
 
     from can_jax.train.pretrain import pretrain as train
 
-    train(config, epath.Path(workdir), allowed=tuple(allow_changes))
+    with host_logging():
+        train(config, epath.Path(workdir), allowed=tuple(allow_changes))
 
 
 def evaluate_encoder(
@@ -131,9 +135,10 @@ def evaluate_encoder(
     from can_jax.evaluate.config import resolve_evaluation
     from can_jax.evaluate.measure import evaluate
 
-    resolved = resolve_evaluation(config)
-    location = step_path(os.fspath(checkpoint), step)
-    return evaluate(resolved, location, epath.Path(workdir), untrained)
+    with host_logging():
+        resolved = resolve_evaluation(config)
+        location = step_path(os.fspath(checkpoint), step)
+        return evaluate(resolved, location, epath.Path(workdir), untrained)
 
 
 def export_encoder(
@@ -182,11 +187,12 @@ def export_encoder(
     from can_jax.export.model_card import Statement
     from can_jax.export.write import export_run
 
-    location = step_path(os.fspath(checkpoint), step)
-    return export_run(
-        location, format, epath.Path(output), contents,
-        given=Given(heads, mean, std), statement=Statement(license, data), push=push,
-    )  # fmt: skip
+    with host_logging():
+        location = step_path(os.fspath(checkpoint), step)
+        return export_run(
+            location, format, epath.Path(output), contents,
+            given=Given(heads, mean, std), statement=Statement(license, data), push=push,
+        )  # fmt: skip
 
 
 def plan_run(

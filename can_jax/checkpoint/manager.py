@@ -1,4 +1,4 @@
-"""Asynchronous, atomic checkpoints with Orbax, which only this module and `scopes` import."""
+"""Asynchronous, atomic checkpoints with Orbax, which only `scopes` imports."""
 
 import contextlib
 import shutil
@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.checkpoint.retention import Retention, remove_remains
-from can_jax.checkpoint.scopes import quiet_orbax, small_arrays_whole
+from can_jax.checkpoint.scopes import ocp, quiet_orbax, small_arrays_whole
 from can_jax.distributed.runtime import gather
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.utils.errors import UserError, one_line, reason_of

@@ -5,8 +5,12 @@ import logging as python_logging
 from collections.abc import Iterator
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
+
+from can_jax.utils.quiet import host_logging
+
+with host_logging():  # Orbax logs while it is imported.
+    import orbax.checkpoint as ocp
 
 SLICE = 2**23  # the minimum bytes of a part, if devices with copies of an array share its write
 

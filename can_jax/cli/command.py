@@ -30,6 +30,7 @@ from can_jax.utils.errors import (
 from can_jax.utils.extras import missing_package
 from can_jax.utils.files import expand_home
 from can_jax.utils.progress import end_line
+from can_jax.utils.quiet import host_logging
 
 # Words of the errors that JAX raises when another process of the job has ended.
 LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination ?[Ss]ervice|Connection (reset|closed)")
@@ -115,7 +116,8 @@ class Command:
         self.given_argv = list(map(str, sys.argv[1:] if argv is None else argv))
         arguments = self._complete(self.given_argv)
         # Libraries read sys.argv too, for keys of a recipe and for the run's history.
-        with patch.object(sys, "argv", [sys.argv[0], *arguments]), _lines_of_messages():
+        argv_of_process = patch.object(sys, "argv", [sys.argv[0], *arguments])
+        with argv_of_process, host_logging(), _lines_of_messages():
             return self._exit_code(arguments)
 
     def _exit_code(self, argv: list[str]) -> int:

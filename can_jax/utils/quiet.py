@@ -1,9 +1,10 @@
-"""Suppression of errors in the background threads of a failed save, which `Checkpointer`
-reports."""
+"""Suppression of errors in the background threads of a failed save, which `Checkpointer` reports,
+and of the handler that absl adds to the root logger."""
 
 import contextlib
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,3 +50,38 @@ def quiet_threads() -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+class _RootHandler:
+    """A handler of the root logger that exists while at least one context needs it.
+
+    absl calls `logging.basicConfig` with its first message if the root logger has no handler. The
+    handler would stay, and a later `logging.basicConfig` of the calling program would have no
+    effect. Orbax logs through absl when it is imported.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._handler: logging.Handler | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if not logging.root.handlers:
+                self._handler = logging.StreamHandler()
+                self._handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+                logging.root.addHandler(self._handler)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users and self._handler is not None:
+                    logging.root.removeHandler(self._handler)
+                    self._handler = None
+
+
+# A context manager for the functions that another program calls. While it is active, messages are
+# printed as absl would print them, and the root logger has the same handlers afterwards as before.
+host_logging = _RootHandler()

@@ -12,22 +12,30 @@ from can_jax.cli.start import PLACES, Entry
 from tests.helpers.runs import ROOT
 
 GUEST = """
-import gc, importlib, logging, os, signal, sys, threading, warnings
+import faulthandler, gc, importlib, logging, os, signal, sys, threading, warnings
 
 def state():
     return (
         gc.get_threshold(), sys.unraisablehook, sys.excepthook, threading.active_count(),
         signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.getpid(),
         os.environ.get("GLIBC_TUNABLES"), logging.root.level, logging.root.filters,
+        list(logging.root.handlers), faulthandler.is_enabled(),
         logging.getLogger("absl").filters, logging.getLogger("asyncio").level,
         [entry for entry in warnings.filters if "PIL" in str(entry[3])],
     )
 
 before = state()
-for package in ("can_jax", "can_jax.encoders.encoder", "can_jax.train.pretrain"):
+for package in ("can_jax", "can_jax.main", "can_jax.encoders.encoder", "can_jax.train.pretrain"):
     importlib.import_module(package)
     after = state()
     print(package, [pair for pair in zip(before, after) if pair[0] != pair[1]])
+
+import can_jax
+try:
+    can_jax.load("/no/such/run")
+except can_jax.utils.errors.UserError:
+    can_jax.main.main(["--no_such_option"])
+print("calls", [pair for pair in zip(before, state()) if pair[0] != pair[1]])
 """
 
 
@@ -101,7 +109,7 @@ def test_package_leaves_its_host_alone(tmp_path):
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all(line.endswith(" []") for line in lines), (
+    assert len(lines) == 5 and all(line.endswith(" []") for line in lines), (
         done.stdout + done.stderr
     )
 
