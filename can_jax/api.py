@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
+from can_jax.utils.files import checked_path
 from can_jax.utils.quiet import host_logging
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def pretrain(
     from can_jax.train.pretrain import pretrain as train
 
     with host_logging():
-        train(config, epath.Path(workdir), allowed=tuple(allow_changes))
+        train(config, epath.Path(checked_path(workdir)), allowed=tuple(allow_changes))
 
 
 def evaluate_encoder(
@@ -137,8 +138,8 @@ def evaluate_encoder(
 
     with host_logging():
         resolved = resolve_evaluation(config)
-        location = step_path(os.fspath(checkpoint), step)
-        return evaluate(resolved, location, epath.Path(workdir), untrained)
+        location = step_path(checked_path(checkpoint), step)
+        return evaluate(resolved, location, epath.Path(checked_path(workdir)), untrained)
 
 
 def export_encoder(
@@ -188,9 +189,9 @@ def export_encoder(
     from can_jax.export.write import export_run
 
     with host_logging():
-        location = step_path(os.fspath(checkpoint), step)
+        location = step_path(checked_path(checkpoint), step)
         return export_run(
-            location, format, epath.Path(output), contents,
+            location, format, epath.Path(checked_path(output)), contents,
             given=Given(heads, mean, std), statement=Statement(license, data), push=push,
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ from can_jax.utils.errors import (
     printable,
 )
 from can_jax.utils.extras import missing_package
-from can_jax.utils.files import expand_home
+from can_jax.utils.files import checked_path
 from can_jax.utils.progress import end_line
 from can_jax.utils.quiet import host_logging
 
@@ -185,7 +185,7 @@ class Command:
         for extra in rest[len(self._arguments) :] if not many else ():
             form = nearest_option(values, extra) or "; write options as --name=value, see --help"
             raise UserError(f"unexpected argument {extra!r}{form}")
-        return [expand_home(argument) for argument in rest]
+        return [checked_path(argument, web=True) for argument in rest]
 
     def _fresh(self) -> flags.FlagValues:
         """Reset all flags to their defaults, and return the flags. Values of an earlier call are

@@ -12,18 +12,25 @@ from can_jax.cli.recipe import CONFIG, load, refuse_missing
 from can_jax.config.durations import keep_overrides
 from can_jax.config.shipped import KINDS, names_of
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import expand_home
+from can_jax.utils.files import checked_path
 
 Holder = flags.FlagHolder[Any]
 
 
 class PathParser(flags.ArgumentParser[str]):
-    """A flag parser for a path, which expands a leading ``~`` to the home directory."""
+    """A flag parser for a path, which expands a leading ``~`` to the home directory.
+
+    Args:
+        web: Whether the path may be on a web server.
+    """
+
+    def __init__(self, web: bool = False):
+        self.web = web
 
     def parse(self, argument: str) -> str:
         """Return the path with the home directory expanded."""
         try:
-            return expand_home(argument)
+            return checked_path(argument, self.web)
         except UserError as error:
             raise ValueError(str(error)) from None
 
@@ -98,10 +105,12 @@ class Flags:
     def __init__(self) -> None:
         self.values = flags.FlagValues()
 
-    def path(self, name: str, help: str, default: str | None = None) -> Holder:
-        """Define a flag that takes a path."""
+    def path(
+        self, name: str, help: str, default: str | None = None, *, web: bool = False
+    ) -> Holder:
+        """Define a flag that takes a path, or a URL; with ``web``, also that of a web server."""
         serializer: Any = flags.ArgumentSerializer()
-        return flags.DEFINE(PathParser(), name, default, help, self.values, serializer)
+        return flags.DEFINE(PathParser(web=web), name, default, help, self.values, serializer)
 
     def paths(self, name: str, help: str) -> Holder:
         """Define a flag that takes comma-separated paths."""

@@ -17,17 +17,22 @@ class Job:
             "HOST:PORT of process 0; detected automatically on Cloud TPU, GKE, SLURM and Open MPI.",
         )  # fmt: skip
         self._processes = flags.integer(
-            "processes", None, "The number of processes; detected automatically like --coordinator."
+            "processes",
+            None,
+            "The number of processes; detected automatically like --coordinator.",
+            1,
         )
         self._process = flags.integer(
             "process",
             None,
             "The index of this process, from 0; detected automatically like --coordinator.",
+            0,
         )
         self._timeout = flags.integer(
             "start_timeout",
             300,
             "The maximum time to wait for the other processes to start, in seconds.",
+            1,
         )
 
     def join(self) -> None:

@@ -21,7 +21,7 @@ from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder
 from can_jax.models.backbones import encoder_size, encoder_width
 from can_jax.models.can import grid_of
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import expand_home
+from can_jax.utils.files import checked_path
 from can_jax.utils.settings import Whole, configuration
 from can_jax.weights.read_weights import channel_values
 
@@ -184,7 +184,7 @@ def load_encoder(
     batch_size: Any = 256,
 ) -> Encoder:
     """Implement `can_jax.load`: check all arguments, and open the pretrained encoder."""
-    location = expand_home(os.fspath(path))
+    location = checked_path(path)
     image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
     step, batch_size = map(_plain, (step, batch_size))
     given = [("batch_size", batch_size, COUNT), ("step", step, STEP)][: 1 if step is None else 2]

@@ -12,6 +12,8 @@ from etils import epath
 from can_jax.utils.errors import UserError, one_line
 
 PathT = TypeVar("PathT", epath.Path, Path)
+STORES = ("gs", "s3", "az", "hf")  # the schemes of URLs that `epath` reads and writes
+WEB = ("http", "https")
 LARGEST_JSON = 2**28  # the maximum bytes of a JSON file
 
 
@@ -50,6 +52,31 @@ def expand_home(path: str, must: bool = True) -> str:
         return path
     missing = "HOME is not set" if user == "~" else f"there is no user {user[1:]!r}"
     raise UserError(f"{path}: {missing}; write ./{path} for a file or folder of that name")
+
+
+def checked_path(path: "str | os.PathLike[str]", web: bool = False) -> str:
+    """Return a path as text, with a leading ``~`` expanded.
+
+    Args:
+        path: The path of a file or folder, or a URL.
+        web: Whether the path may be on a web server, which holds data sets but no run directories.
+
+    Raises:
+        UserError: The path is empty, the scheme of the URL is not supported, or the home directory
+            is unknown.
+    """
+    text = expand_home(os.fspath(path))
+    if not text or "\0" in text:
+        raise UserError(f"{text!r} is not a path: give the path of a file or folder, or a URL")
+    scheme, is_url, _ = text.partition("://")
+    supported = (*STORES, *WEB) if web else STORES
+    if is_url and scheme not in supported:
+        known = ", ".join(f"{name}://" for name in supported)
+        raise UserError(
+            f"{text}: {scheme}:// is not supported; supported are {known}. Mount the store, or "
+            "copy its files"
+        )
+    return text
 
 
 def read_json(path: epath.Path, of: type | None = dict) -> Any:

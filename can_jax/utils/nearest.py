@@ -58,8 +58,12 @@ def nearest(
     if name in keys:
         return keys[name]
 
-    def cost(key: str) -> tuple[bool, bool, int, int, int]:
-        elsewhere = f".{block}." not in f".{key}" if block else False
+    def cost(key: str) -> tuple[float, bool, int, int, int]:
+        own = key.rpartition(".")[0]
+        elsewhere = 0.0
+        if block and f".{block}." not in f".{key}":  # A block that is misspelled is similar.
+            alike = difflib.SequenceMatcher(None, block, own).ratio()
+            elsewhere = 1.0 if alike < LIKE else 1.0 - alike
         unlikely = key.split(".")[0] in others and not key.startswith(f"{block.split('.')[0]}.")
         rank = next((i for i, end in enumerate(ends) if _ends(key, end)), len(ends))
         return elsewhere, unlikely, rank, key.count("."), len(key)

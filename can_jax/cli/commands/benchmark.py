@@ -36,7 +36,9 @@ ENCODED = [name for name, kind in SOURCES.items() if kind.holds_files]
 
 COMMAND = Command(__doc__, "SUBJECT")
 FLAGS = COMMAND.flags
-_PATH = FLAGS.path("path", "For `benchmark input`: the path of the data, as in `config.data.path`.")
+_PATH = FLAGS.path(
+    "path", "For `benchmark input`: the path of the data, as in `config.data.path`.", web=True
+)
 _SOURCE = FLAGS.choice(
     "source",
     "folder",

@@ -18,7 +18,7 @@ from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.study.reference_ranges import compared, outside, ranges_of
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import replace_text
+from can_jax.utils.files import checked_path, replace_text
 
 COMMAND = Command(__doc__, "RANGES")
 FLAGS = COMMAND.flags
@@ -39,7 +39,7 @@ def main(curves: str) -> None:
         if not run:
             raise UserError(f"--run={name}: metrics.jsonl is missing or empty")
     if _WRITE.value:
-        path = epath.Path(curves)
+        path = epath.Path(checked_path(curves))
         if len(runs) < 2:
             raise UserError(
                 "--write derives the ranges from the spread of several runs: give them as "

@@ -33,7 +33,7 @@ _CHECKPOINT = FLAGS.path(
 _STEP = FLAGS.integer(
     "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
-_DATA = FLAGS.path("data", "The folder of images; by default the data set of the run.")
+_DATA = FLAGS.path("data", "The folder of images; by default the data set of the run.", web=True)
 _SPLIT = FLAGS.text("split", None, "The split to read; required if the data has several splits.")
 _FEATURES = FLAGS.choice(
     "features",

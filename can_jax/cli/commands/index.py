@@ -57,7 +57,10 @@ _IMAGE_KEY = FLAGS.text(
 )
 _LABEL_KEY = FLAGS.text("label_key", "image/class/label", "The TFRecord feature with the label.")
 _MAX_PIXELS = FLAGS.integer(
-    "max_pixels", 50_000_000, "The maximum area of an image in pixels; larger images are left out."
+    "max_pixels",
+    50_000_000,
+    "The maximum area of an image in pixels; larger images are left out.",
+    1,
 )
 _RANGE = FLAGS.items(
     "range",

@@ -59,7 +59,7 @@ _MFU = FLAGS.number(
     "0.4.",
 )
 _EXAMPLES = FLAGS.integer(
-    "examples", IMAGENET, "The number of images per epoch; by default that of ImageNet-1k."
+    "examples", IMAGENET, "The number of images per epoch; by default that of ImageNet-1k.", 1
 )
 _SEARCH = FLAGS.switch(
     "search",

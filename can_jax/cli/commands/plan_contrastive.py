@@ -25,7 +25,7 @@ from can_jax.plan.topology import open_topology
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _TOPOLOGY = FLAGS.text("topology", "v5e:16x16", "The devices to plan for, such as v5e:16x16.")
-_WIDTH = FLAGS.integer("width", 128, "The width of the embeddings.")
+_WIDTH = FLAGS.integer("width", 128, "The width of the embeddings.", 1)
 IMAGES = (4096, 16384, 65536, 262144)
 
 

@@ -47,7 +47,9 @@ COMMAND = Command(__doc__, complete=with_recipe, more_help=lambda: recipes_help(
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _DATA = FLAGS.path(
-    "data", "The path of the images: a folder, shards or arrays. Settings are chosen to suit them."
+    "data",
+    "The path of the images: a folder, shards or arrays. Settings are chosen to suit them.",
+    web=True,
 )
 _FOR = FLAGS.text(
     "for", None, "The length of the run, such as 2h, 100epochs, 5000steps or 1e7images."
