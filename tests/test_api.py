@@ -1,6 +1,9 @@
 """The public functions, called from a thread of a program, with paths as strings."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from unittest.mock import patch
 
@@ -83,6 +86,49 @@ def test_plan_is_made_by_the_code_of_the_command(monkeypatch):
 def test_plan_for_unknown_devices_is_refused():
     with pytest.raises(UserError, match="unknown device 'h10'; did you mean h100"):
         can_jax.plan_run(small_config(), "h10:2")
+
+
+def test_child_of_a_plan_finds_the_modules_that_this_program_finds(monkeypatch):
+    commands = []
+
+    def started(command, env, **_):
+        commands.append((command[1:3], env["PYTHONPATH"].split(os.pathsep)))
+        return subprocess.CompletedProcess(command, 1, "", "error: ended")
+
+    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(sys, "path", ["", "/where/can_jax/is"])
+    with pytest.raises(UserError, match="^ended$"):
+        can_jax.plan_run(small_config(), "h100:2")
+    assert commands == [(["-m", "can_jax.plan"], ["/where/can_jax/is"])]
+
+
+def test_file_is_no_run_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file: give the path of a folder"):
+        can_jax.pretrain(tiny(), tmp_path / "file")
+
+
+def test_refused_evaluation_leaves_no_directory(tmp_path):
+    (tmp_path / "weights.txt").write_text("none")
+    protocol = load_recipe(str(ROOT / "configs/eval/knn.py"), "knn")
+    with pytest.raises(UserError, match="not a supported weight file"):
+        can_jax.evaluate_encoder(tmp_path / "weights.txt", protocol, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("path", ["", "foo://bucket/run"])
+def test_path_that_cannot_be_one_is_refused(path):
+    for call in (
+        lambda: can_jax.load(path),
+        lambda: can_jax.pretrain(tiny(), path),
+        lambda: can_jax.evaluate_encoder(
+            path, load_recipe(str(ROOT / "configs/eval/knn.py"), "knn"), "results"
+        ),
+        lambda: can_jax.export_encoder(path, "timm", "export"),
+        lambda: can_jax.export_encoder("run", "timm", path),
+    ):
+        with pytest.raises(UserError, match="is not a path|foo:// is not supported"):
+            call()
 
 
 @pytest.mark.slow

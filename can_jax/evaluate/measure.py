@@ -91,7 +91,6 @@ def measure(
             "results"
         )
     import_ahead()
-    make_directory(workdir)
     mesh = make_mesh(config.mesh)
     subject: Any
     is_classifier = (path / CARD).exists()
@@ -111,6 +110,7 @@ def measure(
     else:
         subject = open_encoder(checkpoint, untrained, config, mesh)
     check_used(subject.config, protocol, path)
+    make_directory(workdir)
     extractor = SplitFeatureExtractor(subject, mesh, config.batch_size)
     initial = functools.partial(open_encoder, checkpoint, True, config, mesh)
     task = EvalContext(

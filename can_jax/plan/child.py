@@ -1,6 +1,7 @@
 """The planner in a child process, for programs whose JAX backend is already initialized."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,10 @@ def plan_in_child(
         if modules := user_modules():
             options.append(f"--modules={','.join(modules)}")
         command = [sys.executable, "-m", "can_jax.plan", f"--config={recipe}", *options, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        # The program may have found can_jax by a path of its own.
+        paths = os.pathsep.join(filter(None, sys.path))
+        environment = os.environ | {"PYTHONPATH": paths}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if not done.stdout.strip():  # The planner also prints a plan that does not fit.
         lines = done.stderr.strip().splitlines() or ["error: the planner failed without a message"]
         raise UserError(lines[-1].removeprefix("error: "))

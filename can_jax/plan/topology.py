@@ -111,12 +111,27 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     if kind in GPUS:
         return _gpu(name, kind, shape, slices)
     if kind == "cpu":
-        jax.config.update("jax_num_cpu_devices", math.prod(shape) * slices)
+        _make_devices(math.prod(shape) * slices)
         return Topology(name, jax.devices(), _this_cpu(), shape, slices, exact=False)
     near = difflib.get_close_matches(kind, [*TPUS, *GPUS, "cpu"], n=1, cutoff=0.0)[0]
     raise UserError(
         f"--topology={name}: unknown device {kind!r}; did you mean {near}, as in {MEASURE}?"
     )
+
+
+def _make_devices(count: int) -> None:
+    """Set the number of JAX's CPU devices.
+
+    Raises:
+        UserError: JAX has another number of devices already, because this process has used JAX.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise UserError(
+            "this process has used JAX already, and cannot get other devices: run the command as a "
+            "process, or call can_jax.plan_run, which starts one"
+        ) from error
 
 
 def _this_cpu() -> Chip:
@@ -131,7 +146,7 @@ def _gpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
     devices, reason = compiler_devices(kind, hosts, shape[0])
     if devices is not None:
         return Topology(name, devices, chip, shape, slices, exact=True, hosts=True)
-    jax.config.update("jax_num_cpu_devices", math.prod(shape) * slices)
+    _make_devices(math.prod(shape) * slices)
     return Topology(
         name, jax.devices(), chip, shape, slices, exact=False, hosts=True, stand_in=reason
     )

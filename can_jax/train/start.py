@@ -52,9 +52,11 @@ def make_directory(workdir: epath.Path) -> None:
     """Create the run directory, and check that it is writable.
 
     Raises:
-        UserError: The run directory cannot be created or written.
+        UserError: The run directory cannot be created or written, or is a file.
     """
     with writing(workdir):
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir={workdir} is a file: give the path of a folder")
         workdir.mkdir(parents=True, exist_ok=True)
         # Every process has a file of its own, since all of them try at once.
         trial = workdir / f".writable_{jax.process_index()}"

@@ -312,3 +312,14 @@ def test_memory_of_joining_does_not_grow_with_messages(tmp_path, monkeypatch):
     assert firsts.tolist() == [20 * 5000 - 1 + i for i in range(9)]
     stored = np.load(tmp_path / "digest.npy")
     assert len(np.unique(stored)) == count == len(stored)
+
+
+def test_shard_in_the_working_directory_is_indexed_by_its_name(tmp_path):
+    write_webdataset(tmp_path / "images.tar", IMAGES[:3], [0, 1, 2])
+    (tmp_path / "taken").write_text("a file")
+    for out, code in (("taken", 1), ("taken/below", 1), ("index", 0)):
+        options = [f"--out={out}", "--workers=1", "--verify=none"]
+        done = main_in_process("can_jax.data.index", "images.tar", *options, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert (f"{out} cannot be written; give another folder with --out" in done.stderr) == code
+    assert len(load_table(tmp_path / "index")[0].offset) == 3

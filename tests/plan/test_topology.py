@@ -81,3 +81,9 @@ def test_chips_are_known_by_the_longest_name():
     assert chip_of("TPU v5").peak_flops == 459e12
     assert chip_of("NVIDIA H100 80GB HBM3").peak_flops == 989e12
     assert chip_of(jax.devices()[0].device_kind) is None
+
+
+def test_process_that_has_used_jax_gets_no_other_devices():
+    assert len(jax.devices()) != 7
+    with pytest.raises(UserError, match=r"used JAX already.*call can_jax\.plan_run"):
+        open_topology("cpu:7")

@@ -75,7 +75,7 @@ def build_index(
                 return
             (out / "parts").mkdir(parents=True, exist_ok=True)
             _build(plan, names, out, workers, file_labels, label_names, drop_duplicates, digest)
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(
             f"{shown(str(out))} cannot be written; give another folder with --out"
         ) from error

@@ -104,7 +104,7 @@ def locate_shards(
         UserError: There is no shard of the split.
     """
     shards = find_shards(path, split, KINDS[source], compressed)
-    root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
+    root = os.path.commonpath([os.path.dirname(shard) for shard in shards]) or "."
     if is_remote(path):
         root = root.replace(":/", "://", 1)  # `commonpath` collapses the two slashes
     return root, [os.path.relpath(shard, root) for shard in shards]
