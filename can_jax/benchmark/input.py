@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from ml_collections import ConfigDict
 from can_jax.benchmark.pillow import TwoViews, count_images, start_worker
 from can_jax.data.decoding.decode import native_pixels, native_size
 from can_jax.data.evaluation.examples import spread
-from can_jax.data.pipeline.training_loader import TrainingLoader, host_batches
+from can_jax.data.pipeline import chunks
+from can_jax.data.pipeline.training_loader import TrainingLoader, host_batches, order_of, places
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.registry import open_source
@@ -41,10 +43,11 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         seconds: The duration of each measurement in seconds.
 
     Returns:
-        A dict of median throughputs in images per second: ``decode_only``, ``crops`` (of decoded
-            images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (from files to
-            arrays on the devices) and ``pil_two_view`` (the Pillow baseline). Further keys hold the
-            settings of the benchmark, such as ``threads``.
+        The median throughputs: ``reads_alone`` (of encoded images), ``decode_only``, ``crops`` (of
+            decoded images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (to
+            arrays on the devices) and ``pil_two_view`` (the Pillow baseline). ``python_limit`` is
+            the throughput at which reading keeps one core busy with Python. Because one thread at a
+            time runs Python, more cores do not raise it. The dict also holds the settings.
 
     Raises:
         UserError: TensorFlow cannot decode any of the sampled images.
@@ -59,8 +62,10 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         )
     threads = config.data.threads or usable_cores()
     rates: dict[str, list[float]] = {}
+    python: list[float] = []
     with contextlib.ExitStack() as stack:
         stages = {
+            "reads_alone": _reads(config, source, python),
             "decode_only": _rows(_decoded(encoded, threads)),
             "crops": _rows(_cropped(config, encoded, threads)),
             "host_pipeline": _rows(_host(config, source)),
@@ -70,6 +75,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         for _ in range(rounds):
             for name, turn in stages.items():
                 rates.setdefault(name, []).append(turn(seconds))
+    rates["python_limit"] = python
     return {name: round(statistics.median(turns), 1) for name, turns in rates.items()} | {
         "threads": threads,
         "image_size": config.data.image_size[0],
@@ -122,6 +128,22 @@ def _decodes(image: bytes, config: ConfigDict) -> bool:
     return True
 
 
+def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
+    """Return a function that measures reading alone, in images per second.
+
+    Args:
+        config: The resolved configuration.
+        source: The source to read.
+        python: A list to which each measurement appends the images per second of user time of the
+            process. The user time is that of Python, except for a few microseconds of tf.data for
+            each chunk of images; the kernel copies the images without holding Python's lock.
+    """
+    rows = np.arange(config.batch_size)
+    pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)
+    dataset = chunks.reads(source, pairs, len(rows), config.data.threads)
+    return lambda seconds: _rate(iter(dataset), len(rows), seconds, python)
+
+
 def _host(config: ConfigDict, source: Source) -> tuple[Any, int]:
     """Return a data set of the batches that the host sends to the devices, and the batch size."""
     rows = np.arange(config.batch_size)
@@ -150,15 +172,32 @@ def _to_device(config: ConfigDict, source: Source) -> Turn:
     return turn
 
 
-def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
-    """Return the images per second of an iterator that yields ``images`` images at a time."""
+def _rate(
+    batches: Iterator[Any], images: int, seconds: float, of_user_time: list[float] | None = None
+) -> float:
+    """Measure the images per second of an iterator whose elements hold ``images`` images.
+
+    Args:
+        batches: The iterator.
+        images: The number of images in each element.
+        seconds: The duration of the measurement.
+        of_user_time: A list to which the images per second of user time of the process are
+            appended.
+    """
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)
+    user = _user_seconds()
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         next(batches)
         count += images
+    if of_user_time is not None:
+        of_user_time.append(count / max(_user_seconds() - user, 1e-3))
     return count / elapsed
+
+
+def _user_seconds() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
 
 def _pillow(

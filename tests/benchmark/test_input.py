@@ -9,7 +9,7 @@ from can_jax.config import default_config
 from tests.data.samples import encode
 from tests.helpers.runs import main_in_process
 
-STAGES = ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view")
+STAGES = ("reads_alone", "decode_only", "crops", "host_pipeline", "to_device", "pil_two_view")
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def test_every_stage_is_measured(folder, monkeypatch):
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert all(found[stage] > 0 for stage in STAGES)
+    assert found["python_limit"] > 0
     assert found["examples"] == 7 and found["threads"] == 1
 
 

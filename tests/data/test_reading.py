@@ -30,21 +30,29 @@ IMAGES = [encode(RNG.integers(0, 256, (18, 20, 3), dtype=np.uint8)) for _ in ran
 def failing(monkeypatch):
     """Let the first reads of each file fail, as many as told."""
     monkeypatch.setattr(reading, "WAITS", (0.01, 0.01))
-    real = os.pread
+    real, real_into = os.pread, os.preadv
 
     @contextlib.contextmanager
     def fail(times, number=errno.EIO):
         calls = collections.Counter()
 
-        def pread(descriptor, length, offset):
+        def count(descriptor):
             name = os.readlink(f"/proc/self/fd/{descriptor}")
             calls[name] += 1
             if calls[name] <= times:
                 raise OSError(number, os.strerror(number))
+
+        def pread(descriptor, length, offset):
+            count(descriptor)
             return real(descriptor, length, offset)
+
+        def preadv(descriptor, buffers, offset):
+            count(descriptor)
+            return real_into(descriptor, buffers, offset)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "pread", pread)
+            patch.setattr(os, "preadv", preadv)
             yield
 
     return fail
@@ -74,7 +82,7 @@ def put_streamed_tars(place):
     "put",
     [
         put_folder,
-        pytest.param(put_tars, marks=pytest.mark.slow),  # read as the files of a folder are
+        put_tars,
         put_streamed_records,
         put_streamed_tars,
     ],
@@ -149,7 +157,7 @@ def test_tar_that_was_cut_since_it_was_opened_is_an_error(tmp_path):
     with pytest.raises(
         UserError, match=r"train-0\.tar, at byte \d+ cannot be read: the file is shorter"
     ):
-        source.read(np.arange(16))
+        source.read_block(np.arange(16))
 
 
 def test_file_with_a_new_handle_is_opened_again(tmp_path, failing):

@@ -1,10 +1,12 @@
 """`python -m can_jax.benchmark input --path=DIR [--json]`
 `python -m can_jax.benchmark step --config=RECIPE [--batch=IMAGES] [--parts] [--peer] [--json]`
 
-`input` measures the images per second of the input pipeline, stage by stage: decoding alone,
-cropping alone, the whole pipeline on the host, and the pipeline with the transfer to the device.
-The baseline is a pipeline that makes two views with Pillow, as is common with PyTorch; it runs one
-process for each thread of the measured pipeline. Each round measures every stage once.
+`input` measures the images per second of the input pipeline, stage by stage: reading alone,
+decoding alone, cropping alone, the whole pipeline on the host, and the pipeline with the transfer
+to the device. The baseline is a pipeline that makes two views with Pillow, as is common with
+PyTorch; it runs one process for each thread of the measured pipeline. Each round measures every
+stage once. The limit of Python is the rate at which reading keeps one core busy with Python; more
+cores do not raise this limit.
 
 `step` measures the images per second of the compiled train step on a batch in device memory. The
 model FLOPs utilization (MFU) is relative to the FLOP/s of a matrix product, which is measured in
@@ -98,12 +100,20 @@ def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     config.batch_size, config.total_steps = _BATCH_SIZE.value, 1
     results = measure_input(resolve(config), _ROUNDS.value, _SECONDS.value)
     rows = {}
-    for stage in ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view"):
+    for stage in (
+        "reads_alone",
+        "decode_only",
+        "crops",
+        "host_pipeline",
+        "to_device",
+        "pil_two_view",
+    ):
         rate = results[stage]
         rows[stage] = (
             f"{rate:7.0f} images/s   {rate / results['threads']:6.0f} a core   "
             f"{rate / results['pil_two_view']:5.2f} x Pillow"
         )
+    rows["reads_alone, limit of Python"] = f"{results['python_limit']:7.0f} images/s on any cores"
     rows["host_pipeline / decode_only"] = f"{results['host_pipeline'] / results['decode_only']:.2f}"
     return results, rows
 

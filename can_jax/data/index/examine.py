@@ -145,7 +145,7 @@ def _examine_one(
     """Return the label and digest of one example, and the reason why it cannot be decoded, or
     ""."""
     try:
-        content = read_example(files[path], offset, length, parse)
+        content = read_example(files.get(path, str), offset, length, parse)
     except UserError:
         raise
     except Exception as error:  # remote file systems raise their own types

@@ -369,7 +369,7 @@ def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None
     files = OpenFiles()
     with replacing(path) as unfinished, tf.io.TFRecordWriter(str(unfinished)) as writer:
         for image in images:
-            content = files[image.path].read(image.offset, image.length)
+            content = files.get(image.path, str).read(image.offset, image.length)
             feature = {
                 "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
                 "image/filename": tf.train.Feature(

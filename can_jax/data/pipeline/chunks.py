@@ -8,14 +8,16 @@ TensorFlow cannot decode is decoded by Pillow, or replaced by another image if P
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from can_jax.data.decoding.decode import pillow_pixels
+from can_jax.data.pipeline.block_tensors import image_in, read_tensors
 from can_jax.data.pipeline.views import Views
 from can_jax.data.sources.base import Source
+from can_jax.data.sources.block import Block
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
@@ -28,6 +30,7 @@ Replacement = Callable[[int, int], int]
 Candidate = Callable[[int, int], tuple[bytes, int]]
 # Maps the indices of examples to their encoded images and labels.
 Read = Callable[[np.ndarray], tuple[list[bytes], np.ndarray]]
+Result = TypeVar("Result")
 
 
 def batches(
@@ -63,27 +66,48 @@ def batches(
     repair = Repair(views)
     failed: list[UserError] = []
 
-    def read(examples: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        try:
-            return source.read(examples)
-        except UserError as error:
-            failed.append(error)
-            raise
+    def recording(read: Callable[[np.ndarray], Result]) -> Callable[[np.ndarray], Result]:
+        def call(examples: np.ndarray) -> Result:
+            try:
+                return read(examples)
+            except UserError as error:
+                failed.append(error)
+                raise
+
+        return call
+
+    read, read_block = recording(source.read), recording(source.read_block)
 
     def chunk(positions: Any, examples: Any, *contents: Any) -> Any:
         if source.images is not None:
             return _array_chunk(source, views, positions, examples)
-        images, labels = contents or _read(read, examples)
+        block = Block(*contents) if contents else read_tensors(read_block, examples)
         mend = _mend(read, repair, replacement, attempts)
-        return decoded(views, images, positions, labels, mend, extra=[examples])
+        return decoded(views, block, positions, block.labels, mend, extra=[examples])
 
     def read_first(positions: Any, examples: Any) -> tuple:
-        return positions, examples, *_read(read, examples)
+        return positions, examples, *read_tensors(read_block, examples)
 
     first = (read_first, source.chunks_ahead) if source.chunks_ahead else None
     dataset = in_parallel(pairs, chunk, rows, threads, first=first)
     dataset.source = source  # keeps the source alive; `_array_chunk` refers to it weakly
     dataset.rows, dataset.failed = rows, failed
+    return dataset
+
+
+def reads(source: Source, pairs: Any, rows: int, threads: int | None) -> Any:
+    """Return a `tf.data.Dataset` that reads the images that `batches` reads, and decodes none.
+
+    Returns:
+        A data set of int64 arrays (rows,), the bytes of the images of each batch.
+    """
+
+    def chunk(positions: Any, examples: Any) -> Any:
+        block = read_tensors(source.read_block, examples)
+        return tensorflow().data.Dataset.from_tensors(block.length)
+
+    dataset = in_parallel(pairs, chunk, rows, threads)
+    dataset.source = source
     return dataset
 
 
@@ -184,18 +208,6 @@ def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) ->
     return cut.map(lambda pixels: _element(views, positions, pixels, labels, tf.zeros_like(labels)))
 
 
-def _read(read: Read, examples: Any) -> Any:
-    """Return the encoded images and the labels of the examples with the given indices as
-    tensors."""
-    tf = tensorflow()
-
-    def as_array(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = read(examples)
-        return np.array([*images, None], object)[:-1], labels  # None prevents a 0-d array
-
-    return tf.numpy_function(as_array, [examples], (tf.string, tf.int32), stateful=False)
-
-
 def _mend(
     read: Read, repair: "Repair", replacement: Replacement | None, attempts: int
 ) -> Callable[..., tuple[np.ndarray, ...]]:
@@ -228,7 +240,8 @@ def decoded(
 
     Args:
         views: The description of the views to crop from each image.
-        images, positions, labels: The encoded image, stream position and label of each example.
+        images: The encoded images, as a string tensor or as a `Block` of tensors.
+        positions, labels: The stream position and label of each example.
         mend: A Python function that is called only if TensorFlow cannot decode an image. ``mend``
             takes the views of the decoded images, their rows, all positions, all labels and
             ``extra``. ``mend`` returns the views, the labels and the numbers of skipped examples of
@@ -236,11 +249,18 @@ def decoded(
         extra: Additional tensors to pass to ``mend``.
     """
     tf = tensorflow()
-    images, labels = tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
+    labels = tf.ensure_shape(labels, (None,))
     count = tf.size(positions, tf.int64)
-    rows = tf.data.Dataset.from_tensor_slices((images, positions, tf.range(count)))
+    block = isinstance(images, Block)
+    columns = (images.start, images.length) if block else (tf.ensure_shape(images, (None,)),)
+    rows = tf.data.Dataset.from_tensor_slices((positions, tf.range(count), *columns))
     from_bytes, _ = _traced(views)
-    cut = rows.map(lambda image, position, row: (from_bytes(image, position), row))
+
+    def cut_one(position: Any, row: Any, *image: Any) -> tuple:
+        encoded = image_in(images.data, *image) if block else image[0]
+        return from_bytes(encoded, position), row
+
+    cut = rows.map(cut_one)
     none = tf.zeros((0, *views.shape), tf.uint8), tf.zeros((0,), tf.int64)
     good = cut.ignore_errors().batch(count).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
 

@@ -96,7 +96,7 @@ def host_batches(
     return chunks.batches(
         source,
         RandomViews.from_config(config),
-        _places(order, steps, config.batch_size, rows),
+        places(order, steps, config.batch_size, rows),
         len(rows),
         config.data.threads,
         replacement,
@@ -104,7 +104,7 @@ def host_batches(
     )
 
 
-def _places(
+def places(
     order: Order, steps: tuple[int, int], batch_size: int, rows: Int[np.ndarray, " local"]
 ) -> Any:
     """Return a `tf.data.Dataset` of (position, example) pairs for the given rows of each step."""

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
 from can_jax.data.decoding.array_bytes import encode_array
+from can_jax.data.sources.block import Block, pack
 from can_jax.data.storage.digest import digest_of_bytes, digest_of_columns
 
 Examples = Int[np.ndarray, " chosen"]  # indices of examples in a source
@@ -49,6 +50,13 @@ class Source(abc.ABC):
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
         """Return the encoded images of some examples, and their labels as int32; a damaged record
         has an empty image."""
+
+    def read_block(self, examples: Examples) -> Block:
+        """Return the encoded images and labels that ``read`` returns, in one buffer.
+
+        A subclass can override it to read into the buffer.
+        """
+        return pack(*self.read(examples))
 
     def describe(self, example: int) -> str:
         """Return a phrase for messages that says where an example is stored."""
@@ -148,6 +156,12 @@ class SelectedSource(Source):
         empty image."""
         assert self.labels is not None
         return self._source.read(self._chosen[examples])[0], self.labels[examples]
+
+    def read_block(self, examples: Examples) -> Block:
+        """Return the encoded images of some examples, and their new labels, in one buffer."""
+        assert self.labels is not None
+        labels = self.labels[examples].astype(np.int32)
+        return self._source.read_block(self._chosen[examples])._replace(labels=labels)
 
     def describe(self, example: int) -> str:
         """Return a phrase for messages that says where an example is stored."""

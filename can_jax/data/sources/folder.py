@@ -12,7 +12,8 @@ from absl import logging
 
 from can_jax.data.formats.label_list import labels_from, read_label_list
 from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, stored_table
+from can_jax.data.sources.indexed import IndexedSource
+from can_jax.data.sources.stored_index import stored_table
 from can_jax.data.storage.files import (
     IMAGE_NAME,
     Names,

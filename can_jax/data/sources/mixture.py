@@ -6,6 +6,7 @@ import numpy as np
 from absl import logging
 
 from can_jax.data.sources.base import Examples, Fingerprint, Source
+from can_jax.data.sources.block import Block, merge
 from can_jax.data.sources.labels import Numbering, distinct, known_labels
 from can_jax.utils.errors import UserError
 
@@ -59,6 +60,17 @@ class MixtureSource(Source):
                 images[row] = image
             labels[rows] = self._numberings[i](part_labels)
         return images, labels
+
+    def read_block(self, examples: Examples) -> Block:
+        """Return the encoded images of some examples, and their labels, in one buffer."""
+        owners = np.searchsorted(self._starts, examples, side="right") - 1
+        blocks, rows = [], []
+        for i in np.unique(owners).tolist():
+            rows.append(np.flatnonzero(owners == i))
+            block = self.parts[i].read_block(examples[rows[-1]] - self._starts[i])
+            labels = self._numberings[i](block.labels).astype(np.int32)
+            blocks.append(block._replace(labels=labels))
+        return merge(blocks, rows)
 
     def describe(self, example: int) -> str:
         """Return a phrase for messages that says where an example is stored."""

@@ -14,7 +14,8 @@ from can_jax.data.formats.records import scan_tfrecord
 from can_jax.data.formats.scan import ScanResult, found
 from can_jax.data.formats.webdataset import list_unused, scan_tar
 from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, ParseRecord, stored_table
+from can_jax.data.sources.indexed import IndexedSource, ParseRecord
+from can_jax.data.sources.stored_index import stored_table
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.reading import stop_if_storage_fails

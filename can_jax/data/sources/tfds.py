@@ -9,8 +9,9 @@ import numpy as np
 
 from can_jax.data.formats.tfds_files import check_features, check_name
 from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, stored_table
+from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.shards import example_parser, scan_shards
+from can_jax.data.sources.stored_index import stored_table
 from can_jax.data.storage.splits import standard
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.tensorflow import tensorflow

@@ -13,7 +13,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -25,6 +25,7 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line, reason_of
 
 Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
 LARGEST = 2**28  # the maximum bytes of one read, such as of an encoded image
 BLOCK = 2**18  # bytes of the read-ahead buffer of a stream
 REMOTE_BLOCK = 2**22  # bytes of each request of a stream from a store
@@ -162,6 +163,18 @@ class LocalFile:
         _check_length(length)
         return patiently(lambda: self._read(offset, length))
 
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Read bytes of the file into a buffer, and return their number, which may be less than the
+        size of the buffer.
+
+        This releases the GIL, and costs the interpreter less than ``read``, which allocates memory,
+        completes short reads and retries.
+
+        Raises:
+            OSError: The bytes cannot be read.
+        """
+        return os.preadv(self._descriptor, (buffer,), offset)
+
     def _read(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []
         # Some network file systems return fewer bytes than requested before the end.
@@ -297,25 +310,34 @@ def open_file(path: str) -> io.BufferedReader:
 
 
 class OpenFiles:
-    """A cache of open files by path. All instances together keep at most `open_limit` files
+    """A cache of open files by key. All instances together keep at most `open_limit` files
     open."""
 
     _all: ClassVar["weakref.WeakSet[OpenFiles]"] = weakref.WeakSet()
     _lock = threading.Lock()
 
     def __init__(self) -> None:
-        self._files: collections.OrderedDict[str, RandomFile] = collections.OrderedDict()
+        self._files: collections.OrderedDict[Hashable, RandomFile] = collections.OrderedDict()
         with self._lock:
             self._all.add(self)
 
-    def __getitem__(self, path: str) -> RandomFile:
+    def get(self, key: Key, path_of: Callable[[Key], str]) -> RandomFile:
+        """Return the file with a key, opened if necessary.
+
+        Args:
+            key: A key that identifies the file in this cache.
+            path_of: A function that returns the path or URL of the file with a key.
+
+        Raises:
+            OSError: The file cannot be opened; see `open_random`.
+        """
         with self._lock:
-            if file := self._files.get(path):
-                self._files.move_to_end(path)
+            if file := self._files.get(key):
+                self._files.move_to_end(key)
                 return file
-        file = open_random(path)
+        file = open_random(path_of(key))
         with self._lock:
-            self._files[path] = file
+            self._files[key] = file
             closing = []  # a file in use closes when its reader releases it
             while sum(len(files._files) for files in self._all) > open_limit():
                 fullest = self if len(self._files) > 1 else max(self._all, key=OpenFiles._count)
