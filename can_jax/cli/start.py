@@ -88,15 +88,29 @@ def console() -> NoReturn:
 
         print(f"can_jax {__version__}")
         sys.exit(0)
+    if name == "help" and (sys.argv[2:] or [""])[0] in PLACES:
+        sys.argv[1:] = [sys.argv[2], "--help"]
+        console()
     if name in ("--help", "-h", "help"):
         width = max(map(len, PLACES))
         print("can-jax COMMAND [options]; can-jax COMMAND --help lists them\n")
         for command, target in PLACES.items():
             print(f"  {command:{width}}  {target.purpose} (python -m {target.module})")
         sys.exit(0)
+    print(f"error: {_mistake(name)}see can-jax --help", file=sys.stderr)
+    sys.exit(1)
+
+
+def _mistake(name: str) -> str:
+    """Return a message about a first argument that is no command."""
+    from can_jax.utils.errors import printable
     from can_jax.utils.nearest import nearest
 
-    near = nearest(name, list(PLACES))
+    option = name.startswith("-")
+    near = nearest(name.partition("=")[0], ["--help", "--version"] if option else list(PLACES))
     hint = f"did you mean {near}? " if near else ""
-    print(f"error: unknown command {name!r}: {hint}see can-jax --help", file=sys.stderr)
-    sys.exit(1)
+    given = printable(name)
+    if not option:
+        return f"unknown command {given!r}: {hint}"
+    reason = hint or "the command comes first, as in can-jax train --config=NAME; "
+    return f"{given} is no command: {reason}"

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import can_jax
-from can_jax.cli.start import PLACES, Entry
+from can_jax.cli.start import PLACES, Entry, console
 from tests.helpers.runs import ROOT
 
 GUEST = """
@@ -92,6 +92,30 @@ def test_console():
     assert wrong.stderr == (
         "error: unknown command 'evalute': did you mean evaluate? see can-jax --help\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verson"], "--verson is no command: did you mean --version? see can-jax --help"),
+        (["--config=vit_s"], "--config=vit_s is no command: the command comes first, as in"),
+        (["--workdir=\x1b[31m"], "--workdir=\\x1b[31m is no command"),
+    ],
+)
+def test_option_in_the_place_of_a_command(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["can-jax", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        console()
+    assert stop.value.code == 1 and capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_help_of_a_command(monkeypatch):
+    started = []
+    monkeypatch.setattr(Entry, "run", lambda entry: started.append(entry.name) or sys.exit(0))
+    monkeypatch.setattr(sys, "argv", ["can-jax", "help", "plan-table"])
+    with pytest.raises(SystemExit):
+        console()
+    assert started == ["plan-table"] and sys.argv == ["can-jax plan-table", "--help"]
 
 
 def test_installed_program_runs_commands():
