@@ -46,13 +46,13 @@ class PathListParser(flags.ListParser):
 class RecipeParser(flags.ArgumentParser[ConfigDict]):
     """A flag parser that loads a recipe, given as a file or as the name of a shipped recipe."""
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, also: str | None = None):
+        self.kind, self.also = kind, also
         self.config: ConfigDict | None = None  # The last one, even if setting a key fails.
 
     def parse(self, path: str) -> ConfigDict:
         """Return the locked configuration: existing keys can be set, but none can be added."""
-        self.config = load(path, self.kind).lock()
+        self.config = load(path, self.kind, self.also).lock()
         return self.config
 
 
@@ -149,7 +149,7 @@ class Flags:
             name, default, help, lower_bound=lower_bound, flag_values=self.values
         )
 
-    def recipe(self, kind: str, prefix: str = "") -> "Recipe":
+    def recipe(self, kind: str, prefix: str = "", also: str | None = None) -> "Recipe":
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
@@ -157,6 +157,7 @@ class Flags:
             kind: The kind of configuration, such as ``recipe``; a key of
                 `can_jax.config.shipped.KINDS`.
             prefix: A text that precedes the help text of the flag.
+            also: Another accepted kind, if any.
         """
         number_parsers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
         for kind_of_key, parser in number_parsers:
@@ -169,7 +170,7 @@ class Flags:
         help = f"{prefix}The {KINDS[kind].title}: a file, or one of {', '.join(names_of(kind))}."
         config_flags.DEFINE_config_file(CONFIG, None, help, flag_values=self.values)
         # absl caches parsers that are constructed without keyword arguments.
-        self.values[CONFIG].parser = RecipeParser(kind=kind)
+        self.values[CONFIG].parser = RecipeParser(kind=kind, also=also)
         return Recipe(self.values, kind)
 
 

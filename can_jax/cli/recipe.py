@@ -19,23 +19,25 @@ def refuse_missing(kind: str) -> UserError:
     return UserError(f"--{CONFIG}=NAME is missing: give {KINDS[kind].one}, {forms}")
 
 
-def load(name: str, kind: str) -> ConfigDict:
+def load(name: str, kind: str, also: str | None = None, flag: str = CONFIG) -> ConfigDict:
     """Load a recipe, a protocol or a study, and return its configuration.
 
     Args:
         name: The path of a Python file, or the name of a shipped one, such as ``vit_s``. A colon
             and an argument of the file's ``get_config`` may follow.
         kind: The expected kind of configuration: ``recipe``, ``protocol`` or ``study``.
+        also: Another accepted kind, if any.
+        flag: The name of the flag, for messages.
 
     Raises:
         UserError: The recipe does not exist, is of another kind, or raises an exception; the
             message names the file.
     """
-    option = f"--{CONFIG}={name}"
+    option = f"--{flag}={name}"
     try:
         given, *argument = expand_home(name).split(":", 1)
     except UserError as error:
-        raise UserError(f"--{CONFIG}={error}") from None
+        raise UserError(f"--{flag}={error}") from None
     if not given:
         raise refuse_missing(kind)
     path = str(find(given, kind, option))
@@ -54,7 +56,7 @@ def load(name: str, kind: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{option}: get_config() of {path} does not return a ConfigDict")
     actual = kind_of(config)
-    if actual not in (None, kind):
+    if actual not in (None, kind, also):
         wanted, taken = KINDS[kind], KINDS[str(actual)]
         raise UserError(
             f"{option} is {taken.one}, for python -m {taken.command}; here {wanted.one} is needed, "

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
+from can_jax.models.backbones import Size
 from can_jax.objectives import active
 from can_jax.plan.charges import Estimate
 from can_jax.plan.clocks import Calibration, calibration_of, clock_of
@@ -20,7 +22,7 @@ from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.program import Program
 from can_jax.plan.topology import Topology
 from can_jax.train.flops import train_flops_per_image, transformers
-from can_jax.train.step import abstract_state, compile_train_step, make_step
+from can_jax.train.step import Steps, abstract_state, compile_train_step, make_step
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import phase
 
@@ -98,7 +100,33 @@ class Plan:
 ASSUMED_MFU = 0.4  # of devices whose compiler estimates no times
 
 
-def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | None = None) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The kind of train step to plan; each attribute is a function of the configuration.
+
+    Attributes:
+        step: Returns the train step.
+        flops: Returns the FLOPs of a step per image, without those of rematerialization.
+        blocks: Returns the size and the sequence length of each transformer with a backward pass.
+    """
+
+    step: Callable[[ConfigDict], Steps]
+    flops: Callable[[ConfigDict], int]
+    blocks: Callable[[ConfigDict], list[tuple[Size, int]]]
+
+
+PRETRAINING = Work(
+    lambda config: make_step(config, lambda _: 1e-3), train_flops_per_image, transformers
+)
+
+
+def make_plan(
+    config: ConfigDict,
+    topology: Topology,
+    mfu: float,
+    dump: Path | None = None,
+    work: Work = PRETRAINING,
+) -> Plan:
     """Compile the train step for devices that are not attached, and estimate its memory and time.
 
     Args:
@@ -107,6 +135,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
         mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed if no times can be
             estimated from the program.
         dump: The file to which the text of the compiled program is written, or None.
+        work: The kind of train step, by default that of pretraining.
 
     Raises:
         UserError: The mesh does not match the devices, the batch size is not divisible by the
@@ -120,7 +149,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
             f"{batch_shards(mesh)} devices (mesh.data x mesh.fsdp) times "
             f"{config.accumulation.microbatches} microbatches"
         )
-    step = make_step(config, lambda _: 1e-3)
+    step = work.step(config)
     state = abstract_state(step, mesh)
     batch = batch_shapes(config, batch_sharding(mesh))
     started = time.perf_counter()
@@ -165,12 +194,12 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
             total,
             limit,
         ),
-        flops_per_image=train_flops_per_image(config),
-        recomputed_flops_per_image=recomputed_flops(config),
+        flops_per_image=work.flops(config),
+        recomputed_flops_per_image=recomputed_flops(config, work),
         collectives=moved,
         compile_seconds=compile_time,
         compute_seconds=(
-            estimated.computing if estimated else compute_seconds(config, topology, mfu)
+            estimated.computing if estimated else compute_seconds(config, topology, mfu, work)
         ),
         communication_seconds=communication_seconds(moved, topology),
         estimate=estimated,
@@ -213,7 +242,7 @@ def bytes_on_device(tree: Any) -> int:
     )
 
 
-def recomputed_flops(config: ConfigDict) -> int:
+def recomputed_flops(config: ConfigDict, work: Work = PRETRAINING) -> int:
     """Return the FLOPs per image per step that are recomputed to save memory.
 
     The backward pass recomputes the matrix products that the remat policy does not store. If
@@ -221,7 +250,7 @@ def recomputed_flops(config: ConfigDict) -> int:
     recomputed.
     """
     model, views = config.model, config.augment.views
-    blocks = transformers(config)
+    blocks = work.blocks(config)
     recomputed = 0
     for size, tokens in blocks:
         logits = size.depth * 2 * tokens**2 * size.width
@@ -241,10 +270,12 @@ def recomputed_flops(config: ConfigDict) -> int:
     return views * recomputed
 
 
-def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
+def compute_seconds(
+    config: ConfigDict, topology: Topology, mfu: float, work: Work = PRETRAINING
+) -> float:
     """Return the seconds of a step's FLOPs, including recomputed FLOPs, at an assumed
     utilization."""
-    flops = train_flops_per_image(config) + recomputed_flops(config)
+    flops = work.flops(config) + recomputed_flops(config, work)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate
 

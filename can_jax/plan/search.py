@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from can_jax.distributed.mesh import mesh_shape
 from can_jax.models.vit import REMAT_POLICIES
-from can_jax.plan.estimate import Plan, compute_seconds, make_plan
+from can_jax.plan.estimate import PRETRAINING, Plan, Work, compute_seconds, make_plan
 from can_jax.plan.topology import Topology
 from can_jax.utils.errors import UserError
 
@@ -111,10 +111,18 @@ class Search:
         mfu: The model FLOPs utilization, above 0 and at most 1, to assume if no times are
             estimated.
         first: The plan of the unchanged configuration.
+        work: The kind of train step, by default that of pretraining.
     """
 
-    def __init__(self, config: ConfigDict, topology: Topology, mfu: float, first: Plan):
-        self._config, self._topology, self._mfu = config, topology, mfu
+    def __init__(
+        self,
+        config: ConfigDict,
+        topology: Topology,
+        mfu: float,
+        first: Plan,
+        work: Work = PRETRAINING,
+    ):
+        self._config, self._topology, self._mfu, self._work = config, topology, mfu, work
         devices = len(topology.devices)
         self.attempts = [Attempt(choice_of(config, devices), first)]
         # By policy and number of microbatches: the heads are traced to count their FLOPs.
@@ -141,7 +149,8 @@ class Search:
             else:
                 choice = min(self._open, key=self.predicted_bytes)
             self._open.remove(choice)
-            plan = make_plan(choice.apply(self._config), self._topology, self._mfu)
+            changed = choice.apply(self._config)
+            plan = make_plan(changed, self._topology, self._mfu, None, self._work)
             self.attempts.append(Attempt(choice, plan))
             say(self.attempts[-1])
             if (first_fit and plan.fits) or not (fitting or plan.fits):
@@ -193,7 +202,7 @@ class Search:
         key = choice.remat, choice.microbatches
         if key not in self._seconds:
             changed = choice.apply(self._config)
-            self._seconds[key] = compute_seconds(changed, self._topology, self._mfu)
+            self._seconds[key] = compute_seconds(changed, self._topology, self._mfu, self._work)
         return self._seconds[key]
 
     def _state(self, choice: Choice) -> float:

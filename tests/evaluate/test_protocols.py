@@ -23,7 +23,7 @@ from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.measure import evaluate, measure
 from can_jax.evaluate.protocols import health
-from can_jax.evaluate.protocols.finetune import run_config
+from can_jax.evaluate.protocols.finetune import classifier_config, run_config
 from can_jax.evaluate.reports.comparison import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
@@ -265,6 +265,9 @@ def test_fine_tuning_of_a_run_without_reconstruction_is_configured(places, simcl
     assert trained.objective.reconstruction.weight == 1
     options = {"positions": "learned", "position_grid": (4, 4)}  # as MAE, from its table on
     assert dict(trained.model.backbone_options) == options
+    with subject.config.unlocked():
+        subject.config.total_minutes = 5.0
+    assert classifier_config(config, subject.config, "run").total_minutes is None
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from can_jax.cli.commands import plan as command
 from can_jax.cli.commands import plan_table as table
-from can_jax.plan.estimate import Memory, Plan, make_plan
+from can_jax.plan.estimate import Memory, Plan, make_plan, recomputed_flops
 from tests.helpers.runs import ROOT, main_in_process
 
 
@@ -113,6 +114,67 @@ def test_program_that_did_not_compile_is_said_not_to_be_written(recipe, tmp_path
     done = plan(*options)
     assert done.returncode == 1 and not text.exists()
     assert f"{text} was not written: compilation ran out of memory\n" in done.stderr, done.stderr
+
+
+CLASSIFY = ["--config=finetune", "--topology=v5e:2x2", "--tries=0"]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_classifier_is_planned(recipe, monkeypatch, frozen):
+    seen = []
+
+    def planned(config, topology, mfu, dump, work):
+        seen.append((config, work))
+        return Plan(
+            fits=False, mesh={"data": 4, "fsdp": 1, "tensor": 1}, parameters=1000,
+            memory=Memory(4000, 8000, 2**40, 2**40, 2**34), flops_per_image=work.flops(config),
+            recomputed_flops_per_image=recomputed_flops(config, work), collectives=[],
+            compile_seconds=1.0, compute_seconds=1.0, communication_seconds=0.0, compiled=False,
+        )  # fmt: skip
+
+    monkeypatch.setattr(command, "make_plan", planned)
+    settings = ["--config.classify.microbatches=2", "--config.classify.remat=full"]
+    settings += [f"--config.classify.freeze_encoder={frozen}"]
+    done = plan(*CLASSIFY, *settings, f"--encoder={recipe}", "--classes=7")
+    assert done.returncode == 1
+    assert "--config.classify.microbatches=2 " not in done.stderr  # None fits: no options to use.
+    ((config, work),) = seen
+    assert config.batch_size == 128 and config.accumulation.microbatches == 2
+    assert config.model.remat == "full" and config.augment.views == 1
+    step = work.step(config)
+    assert step.classes == 7 and (recomputed_flops(config, work) == 0) == frozen
+    assert work.flops(config) == step.flops_per_image
+    state = jax.eval_shape(step.fresh)
+    assert state.parameters["head"]["head"]["kernel"].shape[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config=finetune"], "--encoder=RECIPE is missing: give the pretraining recipe, such"),
+        (["--config=knn", "--encoder=vit_l"], "config.protocol='knn' has no train step to plan"),
+        (["--config=finetune", "--encoder=knn"], "--encoder=knn is an evaluation protocol, for"),
+        (["--config=finetune", "--encoder=/no/such"], "--encoder=/no/such: there is no such file"),
+        (["--config=vit_l", "--encoder=vit_b"], "--encoder=vit_b has no effect on a pretraining"),
+        (["--config=vit_l", "--classes=9"], "--classes=9 has no effect on a pretraining recipe"),
+    ],
+)
+def test_options_of_a_classifier_are_checked(options, message):
+    done = plan(*options, "--topology=cpu:1")
+    assert done.returncode == 1 and f"error: {message}" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_step_of_a_classifier_is_compiled(recipe):
+    few, more = (
+        figures(
+            "--config=finetune", f"--encoder={recipe}", "--topology=cpu:8",
+            f"--config.classify.microbatches={parts}", "--config.model.dtype=float32",
+        )["bytes_per_device"]["temporaries"]
+        for parts in (1, 8)
+    )  # fmt: skip
+    assert more < few
 
 
 @pytest.mark.slow

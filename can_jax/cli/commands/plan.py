@@ -16,6 +16,10 @@ Instructions without such an estimate, and all kernels on GPUs, are estimated to
 their memory traffic or of their FLOPs, whichever is longer. The command also prints the estimated
 time of each part of the step. `--top=20` lists the 20 most expensive instructions with their source
 lines. `--dump_hlo=FILE` writes the text of the compiled program to FILE.
+
+With an evaluation protocol that trains a classifier, the command plans its train step:
+`--config=finetune_imagenet_l --encoder=vit_l --classes=1000`, where the encoder is that of a
+pretraining recipe or of a run directory.
 """
 
 import json
@@ -23,11 +27,18 @@ import sys
 from pathlib import Path
 
 import jax
+from etils import epath
+from ml_collections import ConfigDict
 
+from can_jax.checkpoint.run_directory import read_run
 from can_jax.cli.command import Command
+from can_jax.cli.recipe import kind_of, load
 from can_jax.config.resolve import resolve
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.protocols.finetune import with_own_keys
 from can_jax.monitoring.console import plain_console
-from can_jax.plan.estimate import ASSUMED_MFU, make_plan
+from can_jax.plan.classifier import classifier_work
+from can_jax.plan.estimate import ASSUMED_MFU, PRETRAINING, Work, make_plan
 from can_jax.plan.report import (
     IMAGENET,
     as_json,
@@ -41,10 +52,17 @@ from can_jax.plan.search import Search, fit_mesh
 from can_jax.plan.topology import open_topology
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import apart
+from can_jax.weights.descriptions import is_run
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_CONFIG = FLAGS.recipe("recipe")
+_CONFIG = FLAGS.recipe("recipe", also="protocol")
+_ENCODER = FLAGS.path(
+    "encoder",
+    "The pretraining recipe, or the run directory, of the encoder that an evaluation protocol "
+    "trains.",
+)
+_CLASSES = FLAGS.integer("classes", None, "The number of classes of a protocol; by default 1000.")
 _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
 _SLICES = FLAGS.integer(
     "slices",
@@ -89,8 +107,7 @@ def main() -> None:
         raise UserError(f"--mfu={mfu}: give a fraction above 0 and at most 1")
     # JAX's cache cannot load programs for devices that are not attached.
     jax.config.update("jax_enable_compilation_cache", False)
-    config.data.path = config.data.path or "-"  # No data is read.
-    config = resolve(config)
+    config, work = planned(config)
     dump = writable(_DUMP_HLO.value) if _DUMP_HLO.value else None
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     if _MFU.value is not None and topology.exact:
@@ -104,7 +121,7 @@ def main() -> None:
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)
     with apart(_JSON.value):
-        plan = make_plan(config, topology, mfu, dump)
+        plan = make_plan(config, topology, mfu, dump, work)
     if dump and not plan.compiled:
         progress.print(f"{dump} was not written: compilation ran out of memory", soft_wrap=True)
     values = as_json(plan, config, topology, mfu, _EXAMPLES.value, _TOP.value)
@@ -112,7 +129,7 @@ def main() -> None:
         for table in tables(values, topology):
             out.print(table)
     if _SEARCH.value or not plan.fits:
-        search = Search(config, topology, mfu, plan)
+        search = Search(config, topology, mfu, plan, work)
         tries = _TRIES.value if _TRIES.value is not None else 12 if _SEARCH.value else 4
         with apart(_JSON.value):
             search.run(
@@ -122,6 +139,10 @@ def main() -> None:
             )
         values["tried"] = attempts_as_json(search.attempts)
         values["advice"] = advice(search)
+        if work is not PRETRAINING:
+            values["advice"] = with_own_keys(values["advice"])
+            for row in values["tried"]:
+                row["options"] = with_own_keys(row["options"])
         if not _JSON.value:
             out.print(attempts_table(values["tried"]))
             if plan.fits:
@@ -131,6 +152,39 @@ def main() -> None:
     if not plan.fits:
         needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
         raise UserError(f"the step does not fit into memory: {needed}. {values['advice']}")
+
+
+def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
+    """Return the resolved configuration of the planned training, and its kind of train step.
+
+    Args:
+        config: The recipe of a pretraining run, or a protocol that trains a classifier.
+    """
+    of_protocol = kind_of(config) == "protocol"
+    for name, flag in (("encoder", _ENCODER), ("classes", _CLASSES)):
+        if flag.value is not None and not of_protocol:
+            raise UserError(
+                f"--{name}={flag.value} has no effect on a pretraining recipe: leave it out, or "
+                "give a protocol, such as --config=finetune_imagenet_l"
+            )
+    if not of_protocol:
+        config.data.path = config.data.path or "-"  # No data is read.
+        return resolve(config), PRETRAINING
+    if _ENCODER.value is None:
+        raise UserError(
+            "--encoder=RECIPE is missing: give the pretraining recipe, such as vit_l, or the run "
+            "directory of the encoder that the protocol trains"
+        )
+    if config.data.source is not None:
+        config.data.path = config.data.path or "-"
+    protocol = resolve_evaluation(config)
+    if is_run(epath.Path(_ENCODER.value)):
+        encoder = read_run(epath.Path(_ENCODER.value))
+    else:
+        encoder = load(_ENCODER.value, "recipe", flag="encoder")
+        encoder.data.path = encoder.data.path or "-"
+        encoder = resolve(encoder)
+    return classifier_work(protocol, encoder, _ENCODER.value, _CLASSES.value or 1000)
 
 
 def writable(path: str) -> Path:

@@ -1,6 +1,7 @@
 """The train step of a classifier: a head on an encoder that is fine-tuned or frozen."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from can_jax.augment.randaugment import randaugment, random_erasing
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.models import can
-from can_jax.models.backbones import encoder_size, encoder_width, position_grid
+from can_jax.models.backbones import BACKBONES, encoder_size, encoder_width, position_grid
 from can_jax.models.positions import sincos_2d
 from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
@@ -58,6 +59,14 @@ class ClassifierStep:
     def width(self) -> int:
         """The number of input features of the head."""
         return encoder_width(self.config) * (2 if self.features == "both" else 1)
+
+    @property
+    def flops_per_image(self) -> int:
+        """The FLOPs of a train step per image: three forward passes, or one if frozen."""
+        encoder = BACKBONES.get(self.config.model.backbone)
+        patches = math.prod(can.grid_of(self.config))
+        forward = encoder.flops(self.config, can.pixels_per_patch(self.config), patches)
+        return (1 if self.settings.freeze_encoder else 3) * forward
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

@@ -28,8 +28,8 @@ from can_jax.evaluate.split_features import fingerprint
 from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, right_predictions
 from can_jax.features.calibration import calibration
 from can_jax.features.extractor import FeatureExtractor
-from can_jax.models.backbones import BACKBONES, require_vit
-from can_jax.models.can import grid_of, pixels_per_patch
+from can_jax.models.backbones import require_vit
+from can_jax.models.can import grid_of
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.trackers import check_trackers
@@ -133,8 +133,10 @@ SETTINGS: Table = {
     "remat": Key("none", MODEL["remat"].kind,
             "The rematerialization policy; see `model.remat` of pretraining."),
 }  # fmt: skip
-# Keys of durations in a run's configuration, and the keys under `classify` that set them.
+# Keys in a run's configuration, and the keys under `classify` that set them.
 OWN_KEYS = {
+    "model.remat": "remat",
+    "accumulation.microbatches": "microbatches",
     "total_epochs": "total_epochs",
     "optimizer.warmup_epochs": "warmup_epochs",
     "probe.every_epochs": "test_every_epochs",
@@ -222,7 +224,7 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
 
 
 def with_own_keys(message: str) -> str:
-    """Replace the duration keys of pretraining in an error message by those of `classify`."""
+    """Replace keys of pretraining in a message by those of `classify`."""
     for key, own in OWN_KEYS.items():
         message = message.replace(f"config.{key}=", f"config.classify.{own}=")
     return message
@@ -230,15 +232,26 @@ def with_own_keys(message: str) -> str:
 
 def run_config(task: EvalContext) -> ConfigDict:
     """Return the resolved configuration of the run that trains a classifier."""
-    settings = task.config.classify
+    return classifier_config(task.config, task.subject.config, task.subject.identity["path"])
+
+
+def classifier_config(protocol: ConfigDict, encoder: ConfigDict, path: str) -> ConfigDict:
+    """Return the resolved configuration of the run that trains a classifier.
+
+    Args:
+        protocol: The resolved configuration of the evaluation.
+        encoder: The configuration of the encoder's run, with the data of the evaluation.
+        path: The path of the encoder, for warnings.
+    """
+    settings = protocol.classify
     if settings.layer_decay != 1 or settings.drop_path:
-        require_vit(task.subject.config, "config.classify.layer_decay and drop_path")
-    config, lines = without_refused(task.subject.config, but=("data", "augment", *ENCODER))
+        require_vit(encoder, "config.classify.layer_decay and drop_path")
+    config, lines = without_refused(encoder, but=("data", "augment", *ENCODER))
     for line in lines:
-        logging.warning("%s: %s", task.subject.identity["path"], line)
+        logging.warning("%s: %s", path, line)
     with config.unlocked(), config.ignore_type():
-        config.seed, config.batch_size = task.config.seed, task.config.batch_size
-        config.total_steps = config.total_examples = None
+        config.seed, config.batch_size = protocol.seed, protocol.batch_size
+        config.total_steps = config.total_examples = config.total_minutes = None
         config.total_epochs = settings.total_epochs
         config.log_every_steps, config.trackers = 50, settings.trackers
         config.augment.update(views=1, crop_area=settings.crop_area)
@@ -318,10 +331,7 @@ class Tester(Log):
 
     def __init__(self, training: Classification, run: RunContext):
         config, task = training.config, training.task
-        encoder = BACKBONES.get(config.model.backbone)
-        forward = encoder.flops(config, pixels_per_patch(config), task.subject.patches)
-        flops = (1 if task.config.classify.freeze_encoder else 3) * forward
-        super().__init__(run, flops)
+        super().__init__(run, training.step.flops_per_image)
         self._training, self._workdir = training, run.workdir
         self._part = training.pair.test
         self._examples = EvaluationSet(
