@@ -208,6 +208,7 @@ def _lines_of_messages() -> Iterator[None]:
     handler_of_absl = logging.get_absl_handler()
     stream_handler = handler_of_absl.python_handler
     before = logging.get_verbosity(), stream_handler.formatter, stream_handler.stream
+    level = logging.get_absl_logger().level
     logging.set_verbosity(logging.WARNING)
     handler_of_absl.setFormatter(OneLine())
     stream_handler.setStream(sys.stderr)
@@ -215,5 +216,6 @@ def _lines_of_messages() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before[0])
+        logging.get_absl_logger().setLevel(level)  # It may inherit the level of the root logger.
         handler_of_absl.setFormatter(before[1])
         stream_handler.setStream(before[2])

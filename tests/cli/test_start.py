@@ -20,7 +20,8 @@ def state():
         signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.getpid(),
         os.environ.get("GLIBC_TUNABLES"), logging.root.level, logging.root.filters,
         list(logging.root.handlers), faulthandler.is_enabled(),
-        logging.getLogger("absl").filters, logging.getLogger("asyncio").level,
+        logging.getLogger("absl").filters, logging.getLogger("absl").level,
+        logging.getLogger("asyncio").level,
         [entry for entry in warnings.filters if "PIL" in str(entry[3])],
     )
 
