@@ -110,6 +110,7 @@ def test_image_size_is_one_number_or_two(given, size):
         ({"total_epochs": 2.0}, 20),
         ({"total_epochs": 0.5}, 5),
         ({"total_examples": 250}, 2),
+        ({"total_examples": 260}, 3),
         ({"total_epochs": 1e-6}, 1),
         ({"total_epochs": 5e-324}, 1),
         ({"total_epochs": 0.0}, 0),
