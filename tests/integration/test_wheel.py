@@ -142,7 +142,7 @@ def test_every_imported_package_is_declared():
 
     bare = distributions(project["dependencies"])
     needed = bare | distributions(extras["cpu"])
-    names = ("torch", "parquet", "hub", "remote", "zstd", "wandb", "mlflow", "aim")
+    names = ("torch", "parquet", "hub", "remote", "ray", "zstd", "wandb", "mlflow", "aim")
     optional = needed.union(*(distributions(extras[name]) for name in names))
     installed = importlib.metadata.packages_distributions()
 
