@@ -26,9 +26,8 @@ def png(value):
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tfds")
+def build(root):
+    """Write a data set of 23 and 4 images below a folder."""
     features = tfds.features.FeaturesDict(
         {
             "picture": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
@@ -53,6 +52,12 @@ def data_dir(tmp_path_factory):
     Tiny.name = "tiny"
     builder = Tiny(data_dir=root)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    build(root)
     return str(root)
 
 

@@ -22,6 +22,8 @@ from can_jax.data.sources.registry import open_source
 from can_jax.data.storage import remote
 from tests.data.samples import encode, write_tfrecord, write_webdataset
 from tests.helpers.configs import small_config
+from tests.helpers.losses import losses_of
+from tests.helpers.photos import READ, STREAM, STREAMED, write_photos
 from tests.helpers.runs import main_in_process
 
 pytest.importorskip("obstore")
@@ -178,6 +180,23 @@ def test_same_images_in_every_container_of_every_store(scheme, s3, google, reach
     assert remote.exists(f"{url}/tars/.can_jax_index/train/index.json")
     assert contents(url, "tars") == expected
     assert not list(Path().glob("*:"))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_losses_are_those_of_local_files(scheme, s3, google, reached, tmp_path):
+    local = write_photos(tmp_path / "data")
+    port = s3 if scheme == "s3" else google
+    create_bucket(scheme, port)
+    url = f"{reached(scheme, port)}/{tmp_path.name}"
+    upload(local, url)
+    for kind, source in READ.items():
+        there, here = (losses_of(source=source, path=f"{root}/{kind}") for root in (url, local))
+        assert there == here
+    for kind, source in STREAMED.items():
+        there, here = (
+            losses_of(source=source, path=f"{root}/{kind}", **STREAM) for root in (url, local)
+        )
+        assert there == here
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
