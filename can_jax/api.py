@@ -8,7 +8,6 @@ import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
-from can_jax.utils.files import checked_path
 from can_jax.utils.quiet import host_logging
 
 if TYPE_CHECKING:
@@ -99,6 +98,7 @@ def pretrain(
     from etils import epath
 
     from can_jax.train.pretrain import pretrain as train
+    from can_jax.utils.files import checked_path
 
     with host_logging():
         train(config, epath.Path(checked_path(workdir)), allowed=tuple(allow_changes))
@@ -135,6 +135,7 @@ def evaluate_encoder(
     from can_jax.checkpoint.run_directory import step_path
     from can_jax.evaluate.config import resolve_evaluation
     from can_jax.evaluate.measure import evaluate
+    from can_jax.utils.files import checked_path
 
     with host_logging():
         resolved = resolve_evaluation(config)
@@ -187,6 +188,7 @@ def export_encoder(
     from can_jax.export.model import Given
     from can_jax.export.model_card import Statement
     from can_jax.export.write import export_run
+    from can_jax.utils.files import checked_path
 
     with host_logging():
         location = step_path(checked_path(checkpoint), step)

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from can_jax.utils.archives import read_npz
-from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.errors import UserError, one_line, printable
 from can_jax.utils.files import read_json
 from can_jax.weights.layouts import PREFIX, Arrays, heads_of, layout_of, to_mae
 from can_jax.weights.torch_file import read_torch
@@ -113,7 +113,7 @@ def _one_file(path: epath.Path) -> OneFile:
             arrays={name: _plain(name, a) for name, a in contents.arrays.items()}
         )
     except UserError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {printable(str(error))}") from error
     except Exception as error:  # A malformed file can raise any exception.
         raise UserError(
             f"{path} cannot be read. It is truncated or damaged: copy or download it again "

@@ -282,7 +282,7 @@ def test_open_files_close_the_oldest(tmp_path, monkeypatch):
     OpenFiles.release()  # those of other tests count, too
     kept, other = OpenFiles(), OpenFiles()
     for name in "abc":
-        assert kept[str(tmp_path / f"{name}.png")].read(0, -1) == IMAGES["abc".index(name)]
+        assert kept.get(str(tmp_path / f"{name}.png"), str).read(0, -1) == IMAGES["abc".index(name)]
     assert open_below(tmp_path) == ["b.png", "c.png"]
-    assert other[str(tmp_path / "a.png")].read(0, -1) == IMAGES[0]
+    assert other.get(str(tmp_path / "a.png"), str).read(0, -1) == IMAGES[0]
     assert open_below(tmp_path) == ["a.png", "c.png"]
