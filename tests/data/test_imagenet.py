@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from can_jax.data.index import imagenet
+from can_jax.data.conversion import imagenet
 from can_jax.data.sources.shards import open_tfrecord
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar, write_tfrecord

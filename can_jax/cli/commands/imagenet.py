@@ -15,7 +15,7 @@ from pathlib import Path
 
 from can_jax.cli.command import Command
 from can_jax.cli.workers import WorkerFlags
-from can_jax.data.index.imagenet import write_imagenet
+from can_jax.data.conversion.imagenet import write_imagenet
 
 COMMAND = Command(__doc__, "FROM", "[TO]")
 FLAGS = COMMAND.flags

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from can_jax.data.formats.devkit import labels_of_devkit
+from can_jax.data.conversion.devkit import labels_of_devkit
 from can_jax.data.formats.label_list import read_label_list
 from can_jax.data.formats.tar import Members, open_tar
 from can_jax.data.index.build import build_index

@@ -1,0 +1,1 @@
+"""Conversion of data sets to indexed TFRecord shards."""
