@@ -9,7 +9,7 @@ Pillow decodes the images, and TensorFlow is not imported for image files, array
 import csv
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,9 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.identity import differences, read_identity, store_identity
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.registry import available_splits, open_source
-from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.encoder import Encoder
+from can_jax.encoders.encoder import Encoder, evaluated_encoder
 from can_jax.encoders.feature_files import WRITERS, Part, Table, check_output
 from can_jax.encoders.images import preprocess
-from can_jax.encoders.pretrained import open_encoder
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replacing
@@ -56,9 +54,7 @@ class ClusterEncoder(NamedTuple):
         Raises:
             UserError: The weights cannot be read, or do not match the settings.
         """
-        mesh = make_mesh(self.config.mesh)
-        subject = open_encoder(self.checkpoint, False, self.config, mesh)
-        return Encoder(subject, mesh, self.config.batch_size)
+        return evaluated_encoder(self.checkpoint, self.config)
 
 
 class Summary(NamedTuple):
@@ -159,7 +155,8 @@ def embed(
             workers = Workers(cluster=cluster.address)
         paths = _compute_parts(compute, workers, source.examples, data, folder, advance)
         table = Table(paths, source.label_names, identity)
-        skipped = _check_skipped(paths, data, partial=False)
+        tally = _tally(paths)
+        tally.check(data)
         if table.images:
             with replacing(output) as temporary:
                 WRITERS[output.suffix](temporary, table)
@@ -167,7 +164,7 @@ def embed(
     for path in sorted(folder.iterdir()):
         path.unlink()
     folder.rmdir()
-    return Summary(table.images, skipped, table.width)
+    return Summary(table.images, tally.skipped, table.width)
 
 
 def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
@@ -201,9 +198,12 @@ def _compute_parts(
     todo = [number for number, path in enumerate(paths) if not path.exists()]
     done = images - sum(len(ranges[number]) for number in todo)
     advance(done, images)
+    tally = _tally(path for path in paths if path.exists())
     for i, part in workers.results(compute, [ranges[number] for number in todo], gpu=True):
         part.save(paths[todo[i]])
-        _check_skipped([path for path in paths if path.exists()], data, partial=True)
+        tally = tally.plus(part)
+        if tally.images >= LEAST:
+            tally.check(data)
         done += len(ranges[todo[i]])
         advance(done, images)
     return paths
@@ -306,33 +306,44 @@ def _name(source: Source, example: int) -> str:
     return name.removeprefix(f"{root}/") if root else name
 
 
-def _check_skipped(paths: list[Path], data: ConfigDict, partial: bool) -> int:
-    """Count the undecodable images, and check that their fraction does not exceed
-    ``data.skip_limit``.
+class Tally(NamedTuple):
+    """The number of images read, and of the undecodable ones among them.
 
-    Args:
-        paths: The paths of the parts computed so far.
-        data: The config block of the data set, whose ``skip_limit`` is the allowed fraction of
-            undecodable images.
-        partial: Whether some parts are still missing, so that ``skip_limit`` is checked only once
-            `LEAST` images have been read.
-
-    Raises:
-        UserError: The fraction of undecodable images exceeds ``data.skip_limit``.
+    Attributes:
+        images: The number of images read.
+        skipped: The number of undecodable images.
+        first: The name of the first undecodable image, and the reason.
     """
-    skipped, done, first = 0, 0, ""
+
+    images: int = 0
+    skipped: int = 0
+    first: str = ""
+
+    def plus(self, part: Part) -> "Tally":
+        """Return the tally with the images of another part."""
+        skipped = len(part.broken)
+        first = self.first or (f"{part.broken[0]}: {part.reasons[0]}" if skipped else "")
+        return Tally(self.images + skipped + len(part.names), self.skipped + skipped, first)
+
+    def check(self, data: ConfigDict) -> None:
+        """Check that the fraction of undecodable images does not exceed ``data.skip_limit``.
+
+        Raises:
+            UserError: The fraction exceeds the limit.
+        """
+        if self.skipped > data.skip_limit * self.images:
+            raise UserError(
+                f"{self.skipped} of {self.images} images cannot be decoded, more than the fraction "
+                f"data.skip_limit={data.skip_limit}; the first is {self.first}"
+            )
+
+
+def _tally(paths: Iterable[Path]) -> Tally:
+    """Return the tally of stored parts."""
+    tally = Tally()
     for path in paths:
-        part = Part.load(path)
-        skipped += len(part.broken)
-        done += len(part.broken) + len(part.names)
-        if not first and len(part.broken):
-            first = f"{part.broken[0]}: {part.reasons[0]}"
-    if (done >= LEAST or not partial) and skipped > data.skip_limit * done:
-        raise UserError(
-            f"{skipped} of {done} images cannot be decoded, more than the fraction data.skip_limit="
-            f"{data.skip_limit}; the first is {first}"
-        )
-    return skipped
+        tally = tally.plus(Part.load(path))
+    return tally
 
 
 def _write_skipped(output: Path, paths: list[Path]) -> None:

@@ -173,6 +173,20 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+def evaluated_encoder(checkpoint: str, config: ConfigDict) -> Encoder:
+    """Open an encoder on the devices that the configuration of an evaluation selects.
+
+    Args:
+        checkpoint: The path of the weights, as in `open_encoder`.
+        config: The resolved configuration of the evaluation.
+
+    Raises:
+        UserError: The weights cannot be read, or do not match the configuration.
+    """
+    mesh = make_mesh(config.mesh)
+    return Encoder(open_encoder(checkpoint, False, config, mesh), mesh, config.batch_size)
+
+
 def load_encoder(
     path: "str | os.PathLike[str]",
     image_size: Any = None,

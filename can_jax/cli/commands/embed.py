@@ -14,11 +14,9 @@ from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
 from can_jax.cli.workers import cluster_flag
 from can_jax.config.pretrained import FEATURES
-from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.embed import ClusterEncoder, embed
-from can_jax.encoders.encoder import Encoder
+from can_jax.encoders.encoder import evaluated_encoder
 from can_jax.encoders.feature_files import check_output
-from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
@@ -68,9 +66,8 @@ def main() -> None:
             config.features = _FEATURES.value
     config = resolve_evaluation(config)
     path = step_path(_CHECKPOINT.value, _STEP.value)
-    mesh = make_mesh(config.mesh)
     with phase("opening the encoder"):
-        encoder = Encoder(open_encoder(path, False, config, mesh), mesh, config.batch_size)
+        encoder = evaluated_encoder(path, config)
     address = _CLUSTER.value
     cluster = None if address is None else ClusterEncoder(address, path, config)
     with phase("computing features") as progress:
