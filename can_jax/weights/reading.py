@@ -13,7 +13,7 @@ from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line, printable
 from can_jax.utils.files import read_json
 from can_jax.weights.layouts import PREFIX, Arrays, heads_of, layout_of, to_mae
-from can_jax.weights.torch_file import read_torch
+from can_jax.weights.torch_file import read_torch, renamed
 
 # The types of safetensors. 8-bit floats are left out, because their scales are stored elsewhere.
 TYPES = {
@@ -155,14 +155,11 @@ def _unwrapped(arrays: Arrays) -> Arrays:
     (prefix,) = prefixes
     parts = prefix.split(".")[:-1]
     shared = [".".join(parts[: i + 1]) + "." for i in reversed(range(len(parts)))]
-    plain: Arrays = {}
-    for name, array in arrays.items():
-        start = next((start for start in shared if name.startswith(start)), "")
-        short = name.removeprefix(start)
-        if short in plain:
-            raise UserError(f"the file holds {short} twice, once as {name}")
-        plain[short] = array
-    return plain
+
+    def without_prefix(name: str) -> str:
+        return name.removeprefix(next((start for start in shared if name.startswith(start)), ""))
+
+    return renamed(arrays.items(), without_prefix)
 
 
 def _shards(path: epath.Path) -> Arrays:

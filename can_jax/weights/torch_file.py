@@ -14,7 +14,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -209,13 +209,24 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     if not _is_state(tree):
         names = ", ".join(map(str, list(tree)[:5])) or "nothing"
         raise UserError(f"the file holds no arrays by name; it holds {names}")
-    arrays: dict[str, np.ndarray] = {}
-    for name, array in _arrays_in(tree):
-        plain = WRAPPED.sub("", name)
-        if plain in arrays:
-            raise UserError(f"the file holds {plain} twice, once as {name}")
-        arrays[plain] = array
-    return arrays, notes
+    return renamed(_arrays_in(tree), lambda name: WRAPPED.sub("", name)), notes
+
+
+def renamed(
+    arrays: Iterable[tuple[str, np.ndarray]], rename: Callable[[str], str]
+) -> dict[str, np.ndarray]:
+    """Return arrays by their new names.
+
+    Raises:
+        UserError: Two arrays get the same name.
+    """
+    plain: dict[str, np.ndarray] = {}
+    for name, array in arrays:
+        short = rename(name)
+        if short in plain:
+            raise UserError(f"the file holds {short} twice, once as {name}")
+        plain[short] = array
+    return plain
 
 
 def _check_tree(tree: dict[Any, Any]) -> None:
