@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from can_jax.data.storage.files import IMAGE_NAME, exists, is_folder, walk
-from can_jax.data.storage.find import COMPRESSED_TAR, WILD, is_shard, matches
+from can_jax.data.storage.find import WILD, is_any_shard, is_shard, matches
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.data.storage.unsupported import remedy
@@ -99,7 +99,7 @@ def _kind_of_name(name: str) -> str:
         return "arrays"
     if IMAGE_NAME.search(name):
         return "folder"
-    if is_shard(name, "tar") or COMPRESSED_TAR.search(name.lower()):
+    if is_any_shard(name, "tar"):
         return "webdataset"
     return "tfrecord" if is_shard(name, "tfrecord") else ""
 

@@ -1,6 +1,6 @@
 """The source `mixture`, which samples from several sources with a weight for each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -52,10 +52,8 @@ class MixtureSource(Source):
         """Return the encoded images of some examples, and their labels; a damaged record has an
         empty image."""
         images, labels = [b""] * len(examples), np.full(len(examples), -1, np.int32)
-        owners = np.searchsorted(self._starts, examples, side="right") - 1
-        for i, part in enumerate(self.parts):
-            rows = np.flatnonzero(owners == i)
-            part_images, part_labels = part.read(examples[rows] - self._starts[i])
+        for i, rows, within in self._by_part(examples):
+            part_images, part_labels = self.parts[i].read(within)
             for row, image in zip(rows, part_images, strict=True):
                 images[row] = image
             labels[rows] = self._numberings[i](part_labels)
@@ -63,14 +61,21 @@ class MixtureSource(Source):
 
     def read_block(self, examples: Examples) -> Block:
         """Return the encoded images of some examples, and their labels, in one buffer."""
-        owners = np.searchsorted(self._starts, examples, side="right") - 1
-        blocks, rows = [], []
-        for i in np.unique(owners).tolist():
-            rows.append(np.flatnonzero(owners == i))
-            block = self.parts[i].read_block(examples[rows[-1]] - self._starts[i])
+        blocks, all_rows = [], []
+        for i, rows, within in self._by_part(examples):
+            block = self.parts[i].read_block(within)
             labels = self._numberings[i](block.labels).astype(np.int32)
             blocks.append(block._replace(labels=labels))
-        return merge(blocks, rows)
+            all_rows.append(rows)
+        return merge(blocks, all_rows)
+
+    def _by_part(self, examples: Examples) -> Iterator[tuple[int, np.ndarray, Examples]]:
+        """Yield each part that has some of the examples: its index, their rows in ``examples``, and
+        their indices in the part."""
+        owners = np.searchsorted(self._starts, examples, side="right") - 1
+        for i in np.unique(owners).tolist():
+            rows = np.flatnonzero(owners == i)
+            yield i, rows, examples[rows] - self._starts[i]
 
     def describe(self, example: int) -> str:
         """Return a phrase for messages that says where an example is stored."""

@@ -183,7 +183,7 @@ def _matching_shards(pattern: str, kind: str) -> list[str]:
     files = matches(pattern)
     if os.path.basename(pattern) != "*":
         return files
-    others = [name for name in files if not _is_any_shard(os.path.basename(name), kind)]
+    others = [name for name in files if not is_any_shard(os.path.basename(name), kind)]
     if not others or len(others) == len(files):
         return files
     logging.warning(
@@ -193,7 +193,7 @@ def _matching_shards(pattern: str, kind: str) -> list[str]:
     return sorted(set(files) - set(others))
 
 
-def _is_any_shard(name: str, kind: str) -> bool:
+def is_any_shard(name: str, kind: str) -> bool:
     """Return whether a file name is that of a shard, compressed or not."""
     return is_shard(name, kind) or (kind == "tar" and bool(COMPRESSED_TAR.search(name.lower())))
 
