@@ -12,8 +12,10 @@ from etils import epath
 from can_jax.utils.errors import UserError, one_line
 
 PathT = TypeVar("PathT", epath.Path, Path)
-STORES = ("gs", "s3", "az", "hf")  # the schemes of URLs that `epath` reads and writes
-WEB = ("http", "https")
+# The schemes of supported URLs.
+BUCKETS = ("gs", "s3", "az")
+STORES = (*BUCKETS, "hf")
+WEB = ("http", "https")  # servers that have no listing
 LARGEST_JSON = 2**28  # the maximum bytes of a JSON file
 
 

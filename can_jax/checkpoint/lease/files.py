@@ -14,7 +14,7 @@ from etils import epath
 
 from can_jax.data.storage import remote
 from can_jax.utils.errors import one_line
-from can_jax.utils.files import replacing
+from can_jax.utils.files import BUCKETS, replacing
 
 KERNEL_LOCK = ".lock"
 SETTLE_SECONDS = 5.0  # until competing writes to a bucket without exclusive creation settle
@@ -234,7 +234,7 @@ def creates_exclusively(url: str) -> bool:
     process can write in between.
     """
     scheme = url.partition("://")[0]
-    return scheme in remote.BUCKETS and importlib.util.find_spec("obstore") is not None
+    return scheme in BUCKETS and importlib.util.find_spec("obstore") is not None
 
 
 def _write(file: int, text: str) -> None:

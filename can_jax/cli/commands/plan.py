@@ -168,8 +168,7 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
                 "give a protocol, such as --config=finetune_imagenet_l"
             )
     if not of_protocol:
-        config.data.path = config.data.path or "-"  # No data is read.
-        return resolve(config), PRETRAINING
+        return resolved(config), PRETRAINING
     if _ENCODER.value is None:
         raise UserError(
             "--encoder=RECIPE is missing: give the pretraining recipe, such as vit_l, or the run "
@@ -181,10 +180,14 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
     if is_run(epath.Path(_ENCODER.value)):
         encoder = read_run(epath.Path(_ENCODER.value))
     else:
-        encoder = load(_ENCODER.value, "recipe", flag="encoder")
-        encoder.data.path = encoder.data.path or "-"
-        encoder = resolve(encoder)
+        encoder = resolved(load(_ENCODER.value, "recipe", flag="encoder"))
     return classifier_work(protocol, encoder, _ENCODER.value, _CLASSES.value or 1000)
+
+
+def resolved(recipe: ConfigDict) -> ConfigDict:
+    """Return the resolved configuration of a recipe, which needs no data: none are read."""
+    recipe.data.path = recipe.data.path or "-"
+    return resolve(recipe)
 
 
 def writable(path: str) -> Path:

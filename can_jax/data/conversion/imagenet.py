@@ -336,7 +336,7 @@ def write_shards(
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
     count = shards or max(1, round(sum(sizes) / SHARD_BYTES))
     paths = [target / f"{split}-{n:05d}-of-{count:05d}.tfrecord" for n in range(count)]
-    todo = [path for path in paths if not path.exists()]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
     plan = {"images": len(images), "bytes": sum(sizes), "shards": count, "classes": len(classes)}
     note = target / f"{split}.json"
     if note.exists() and json.loads(note.read_text()) != plan:
@@ -349,7 +349,7 @@ def write_shards(
     replace_text(note, json.dumps(plan))
     labels = {name: i for i, name in enumerate(classes)}
     order = np.random.default_rng(0).permutation(len(images))
-    parts = [(path, [images[i] for i in order[paths.index(path) :: count]]) for path in todo]
+    parts = [(paths[number], [images[i] for i in order[number::count]]) for number in todo]
     results = workers.results(functools.partial(_write_shard, labels), parts)
     for done, _ in enumerate(results, count - len(todo) + 1):
         if done % 50 == 0 or done == count:

@@ -22,12 +22,11 @@ from urllib.parse import unquote, urlsplit
 from can_jax.data.storage import hugging_face
 from can_jax.utils.errors import UserError
 from can_jax.utils.extras import install_command
+from can_jax.utils.files import BUCKETS, STORES, WEB
 
 THREADS = 64  # requests for sizes or existence at once
 PAGE = 1000  # objects of one listing request, the limit of S3
-WEB = ("http", "https")  # servers that have no listing
-BUCKETS = ("gs", "s3", "az")
-SUPPORTED = (*BUCKETS, "hf", *WEB)
+SUPPORTED = (*STORES, *WEB)
 # Beyond the library's own retries, reads are retried by `can_jax.data.storage.reading.patiently`.
 RETRY = {
     "max_retries": 4,
