@@ -139,6 +139,20 @@ def dci(
     )
 
 
+def mean_square_correlation(codes: Codes) -> float:
+    """Return the mean squared correlation of two different dimensions, from 0 to 1.
+
+    Constant dimensions count as uncorrelated.
+    """
+    centered = codes - codes.mean(axis=0, dtype=np.float64)
+    norms = np.linalg.norm(centered, axis=0)
+    unit = centered / np.where(norms > 1e-9, norms, np.inf)
+    matrix = unit.T @ unit
+    width = matrix.shape[0]
+    others = np.square(matrix).sum() - np.square(np.diagonal(matrix)).sum()
+    return float(others / max(width * (width - 1), 1))
+
+
 def discretize(values: np.ndarray, bins: int) -> np.ndarray:
     """Return the bin index of each value, for bins of equal width between the extremes of its
     column.

@@ -18,13 +18,13 @@ from can_jax.monitoring.console import plain_console
 from can_jax.monitoring.figures import figures_by_step
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.objectives import OBJECTIVES
+from can_jax.study.measures import Result
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
 from can_jax.train.pretrain import pretrain
 from can_jax.train.start import make_directory
 from can_jax.utils.files import replace_text
 
 WAIT_SECONDS = 10.0  # The interval at which to poll runs that other processes train.
-Result = dict[str, Any]
 # The metrics of `metrics.jsonl` that a run's curves retain.
 CURVES = (
     "step", "epoch", "loss/total", *(f"loss/{name}" for name in OBJECTIVES), "embedding/std",
@@ -65,7 +65,8 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     lines = [line for line in logged if "images_per_second" in line]
     rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
     # Learning rates are selected on held-out training examples only.
-    held_out = [row for rows in results["tables"].values() for row in rows]
+    rows = [row for table in results["tables"].values() for row in table]
+    held_out = [row["held-out top-1 (%)"] for row in rows if "held-out top-1 (%)" in row]
     pictures = {}
     if pictured:
         figures = figures_by_step(workdir).values()
@@ -79,7 +80,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "steps": max(line["step"] for line in logged),
         "flops_per_image": flops(run.config),
         "images_per_second": rate,
-        "held_out_top1": max(row["held-out top-1 (%)"] for row in held_out),
+        "held_out_top1": max(held_out, default=None),
         "metrics": results["metrics"],
         "examples": results["examples"],
         "curves": curves_of(logged),
@@ -180,7 +181,8 @@ class Driver:
                     (self.results / f"{run.name}-{name}").write_bytes(content)
                 text = json.dumps(result, indent=1) + "\n"
                 replace_text(self.results / f"{run.name}.json", text)
-                self._say(f"{run.name}: linear {result['metrics']['linear/top1']:.2f} %")
+                scores = (f"{m.title} {m.format(m.of(result))}" for m in self.plan.measures)
+                self._say(f"{run.name}: {', '.join(scores)}")
         except InUse:
             return False
         jax.clear_caches()  # The next run compiles other programs.
@@ -193,8 +195,10 @@ class Driver:
         """Return the run of an arm at its best learning rate with seed 0.
 
         The best rate has the highest accuracy on held-out training examples. Return None until all
-        learning rates have results.
+        learning rates have results. The only rate of a study needs no result.
         """
+        if len(self.plan.learning_rates) == 1:
+            return self.plan.run(arm, self.plan.learning_rates[0], seed=0)
         accuracies = self.tried(arm)
         measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
         if len(measured) < len(accuracies):

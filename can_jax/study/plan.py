@@ -12,11 +12,13 @@ from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import TOTAL, WARMUP, unset
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
+from can_jax.study.measures import measures_of
 from can_jax.train.flops import train_flops_per_image
 from can_jax.utils.errors import UserError
 from can_jax.utils.nested import flatten
 from can_jax.utils.settings import Several, Whole, refuse
 
+TUNING = "linear"  # The protocol with an accuracy on held-out training examples.
 KEY_DIGITS = 10  # The length of the hash that identifies a run.
 RATES = Several(RECIPE["optimizer"]["learning_rate"].kind, empty=False)
 SEEDS = Whole(1, 10**6)
@@ -32,7 +34,8 @@ class Arm:
         changes: The changes to the study's recipe, by dotted key.
         like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
             not tuned also inherits the learning rate.
-        tuned: Whether to select the learning rate: all rates of the study are tried with seed 0.
+        tuned: Whether to select the learning rate. All rates of the study are tried with seed 0. If
+            the study has one rate, it is used without a trial.
         seeds: The number of runs at the selected learning rate, whose seeds are 0, 1 and so on.
         equal_flops: Whether to train for as many FLOPs as the reference arm, instead of for as many
             images.
@@ -80,7 +83,8 @@ class Plan:
         study: The configuration of a study, such as those in `configs/study`.
 
     Raises:
-        UserError: An arm is invalid, or refers to an arm that does not precede it.
+        UserError: An arm is invalid, or refers to an arm that does not precede it. Or the
+            evaluation has no metrics to compare, or cannot select one of several learning rates.
     """
 
     def __init__(self, study: ConfigDict):
@@ -88,6 +92,13 @@ class Plan:
         refuse("learning_rates", study.learning_rates, RATES)
         self.learning_rates: tuple[float, ...] = tuple(study.learning_rates)
         self.evaluation = resolve_evaluation(study.evaluation)
+        self.measures = measures_of(self.evaluation.protocol)
+        if len(self.learning_rates) > 1 and self.evaluation.protocol != TUNING:
+            raise UserError(
+                f"config.learning_rates={self.learning_rates}: the evaluation protocol "
+                f"{self.evaluation.protocol!r} has no held-out accuracy to select from several "
+                f"learning rates; give one learning rate, or use the protocol {TUNING!r}"
+            )
         self._recipe = study.recipe
         self.arms: dict[str, Arm] = {}
         for entry in study.arms:

@@ -1,16 +1,15 @@
 """The plots of a study's report."""
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 from etils import epath
 from matplotlib.figure import Figure
 
+from can_jax.study.measures import Measure, Result
 from can_jax.utils.files import replacing
 
-Result = dict[str, Any]
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9c6b4e", "#9498a0")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "can_jax",  # Equal plots are identical files.
@@ -70,7 +69,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
 def bars(
     arms: list[tuple[str, list[Result]]],
     reference: list[Result],
-    measure: Callable[[Result], float],
+    measure: Measure,
     path: epath.Path,
 ) -> None:
     """Plot the gain of each arm over the mean of the reference arm, whose range is shaded.
@@ -78,12 +77,12 @@ def bars(
     Args:
         arms: The name and the results of each arm to plot.
         reference: The results of the reference arm.
-        measure: A function that returns the value to compare, in percent, from a result.
+        measure: The metric to compare.
         path: The path of the SVG file to write.
     """
-    base = [measure(result) for result in reference]
+    base = [measure.of(result) for result in reference]
     mean = statistics.mean(base)
-    gains = [statistics.mean(map(measure, results)) - mean for _, results in arms]
+    gains = [measure.mean(results) - mean for _, results in arms]
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(7, 0.9 + 0.24 * len(arms)))
         axis = figure.subplots()
@@ -95,6 +94,6 @@ def bars(
         axis.set_yticks(range(len(arms)), [name for name, _ in arms])
         axis.invert_yaxis()
         axis.set_xlabel(
-            "gain in linear top-1 over the reference arm, in points (shaded: range of its seeds)"
+            f"gain in {measure.title} over the reference arm (shaded: range of its seeds)"
         )
         save(figure, path)

@@ -2,13 +2,12 @@
 
 import json
 import os
-import statistics
-from collections.abc import Callable
 
 from etils import epath
 
 from can_jax.evaluate.reports.markdown import code, fill, link, table
-from can_jax.study.driver import Driver, Result
+from can_jax.study.driver import Driver
+from can_jax.study.measures import KNN, Result
 from can_jax.study.plan import Arm
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_bytes, replace_text
@@ -16,23 +15,6 @@ from can_jax.utils.files import replace_bytes, replace_text
 # Files beside the results: a written interpretation, and the output of
 # `benchmark step --parts --json`.
 FINDINGS, COST = "FINDINGS.md", "cost.json"
-
-
-def linear(result: Result) -> float:
-    """Return the top-1 accuracy of the linear head in percent."""
-    return result["metrics"]["linear/top1"]
-
-
-def neighbours(result: Result) -> float:
-    """Return the accuracy of the last kNN probe in percent."""
-    return [point["probe/knn"] for point in result["curves"] if "probe/knn" in point][-1]
-
-
-def spread(results: list[Result], measure: Callable[[Result], float]) -> str:
-    """Format the mean over seeds, with the standard deviation if there are several seeds."""
-    values = [measure(result) for result in results]
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 class Report:
@@ -90,13 +72,14 @@ class Report:
         )
         return fill(
             "Images have {side} x {side} px. The encoder has width {width}, depth {depth} and "
-            "patches of {patch} px. Runs take {steps} steps with batches of {batch}. Linear heads "
-            "are trained on {train} images and tested on {test}. {command} writes this page from "
-            "the files in {results}, which hold the configuration, commit and machine of each run. "
-            "± is the standard deviation over seeds.",
+            "patches of {patch} px. Runs take {steps} steps with batches of {batch}. The "
+            "evaluation {protocol} uses {train} training images and {test} test images. {command} "
+            "writes this page from the files in {results}, which hold the configuration, commit "
+            "and machine of each run. ± is the standard deviation over seeds.",
             side=side, width=model["width"], depth=model["depth"], patch=model["patch_size"],
             steps=first["steps"], batch=config["batch_size"], train=f"{examples['train']:,}",
-            test=f"{examples['test']:,}", command=code(command),
+            test=f"{examples['test']:,}", protocol=code(self._plan.evaluation.protocol),
+            command=code(command),
             results=link(code(results), self._from_page(results)),
         )  # fmt: skip
 
@@ -120,10 +103,9 @@ class Report:
         ]
 
     def _methods(self) -> str:
-        head = [
-            "method", "seeds", "linear top-1 (%)", "kNN (%)", "steps", "MFLOP per image and step",
-            "total TFLOP",
-        ]  # fmt: skip
+        measures = (*self._plan.measures, KNN)
+        titles = (measure.title for measure in measures)
+        head = ["method", "seeds", *titles, "steps", "MFLOP per image and step", "total TFLOP"]
         rows = []
         for name, results in self._method_results().items():
             first = results[0]
@@ -132,8 +114,8 @@ class Report:
             if not self._plan.arms[name].untrained:
                 flops = f"{first['flops_per_image'] / 1e6:.1f}"
                 effort = [str(first["steps"]), flops, f"{total / 1e12:.1f}"]
-            accuracies = [spread(results, linear), spread(results, neighbours)]
-            rows.append([name, str(len(results)), *accuracies, *effort])
+            values = [measure.spread(results) for measure in measures]
+            rows.append([name, str(len(results)), *values, *effort])
         plot = f"![Learning curves]({self._folder.name}/curves.svg)"
         return f"{table(rows, head, right=True)}\n\n{plot}"
 
@@ -160,6 +142,8 @@ class Report:
         )  # fmt: skip
 
     def _rates(self) -> str:
+        if len(self._plan.learning_rates) == 1:
+            return ""
         tried = {arm.name: self._driver.tried(arm) for arm in self._plan.arms.values() if arm.tuned}
         rates = sorted(set().union(*tried.values()))
         rows = []
@@ -175,17 +159,21 @@ class Report:
         from can_jax.study import plots
 
         changed = [(arm.name, self._results[arm.name]) for arm in choices]
-        plots.bars(changed, self._reference, linear, self._folder / "choices.svg")
-        base = statistics.mean(linear(result) for result in self._reference)
-        rows = [["", self._plan.reference, spread(self._reference, linear), "",
-                 spread(self._reference, neighbours)]]  # fmt: skip
+        first, *others = (*self._plan.measures, KNN)
+        plots.bars(changed, self._reference, first, self._folder / "choices.svg")
+
+        def row(group: str, name: str, results: list[Result], gain: str) -> list[str]:
+            rest = [measure.spread(results) for measure in others]
+            return [group, name, first.spread(results), gain, *rest]
+
+        base = first.mean(self._reference)
+        rows = [row("", self._plan.reference, self._reference, "")]
         for arm in choices:
             results = self._results[arm.name]
-            gain = statistics.mean(linear(r) for r in results) - base
-            shown = f"{round(gain, 1) + 0.0:+.1f}"  # Adding 0.0 avoids "-0.0".
-            row = [arm.group, arm.name, spread(results, linear), shown]
-            rows.append([*row, spread(results, neighbours)])
-        head = ["choice", "", "linear top-1 (%)", "gain over the reference", "kNN (%)"]
+            gain = first.format(first.mean(results) - base, sign="+")
+            rows.append(row(arm.group, arm.name, results, gain))
+        titles = (measure.title for measure in others)
+        head = ["choice", "", first.title, "gain over the reference", *titles]
         return f"{table(rows, head, right=True)}\n\n![Choices]({self._folder.name}/choices.svg)"
 
     def _pictures(self) -> str:
@@ -193,9 +181,9 @@ class Report:
         lines = []
         for arm in self._plan.arms.values():
             run = self._driver.chosen(arm)
-            if not arm.pictured or run is None:
+            stem = self._driver.name_of(run) if run else None
+            if not arm.pictured or stem is None:
                 continue
-            stem = self._driver.name_of(run)
             for path in sorted(self._driver.results.glob(f"{stem}-*.*g")):
                 name = path.stem.removeprefix(f"{stem}-")
                 copy = self._folder / f"{arm.name}_{name}{path.suffix}".replace(" ", "_")

@@ -5,7 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from can_jax.features.disentanglement import dci, lasso, mutual_information_gap
+from can_jax.features.disentanglement import (
+    dci,
+    lasso,
+    mean_square_correlation,
+    mutual_information_gap,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,16 @@ def test_a_factor_in_two_dimensions_is_disentangled_but_not_complete(factors):
     assert found.completeness == pytest.approx((1 + half) / 2, abs=1e-4)
     gaps = mutual_information_gap(codes, two)
     assert gaps["x"] == pytest.approx(0, abs=1e-9) and gaps["y"] == pytest.approx(1)
+
+
+def test_mean_square_correlation_ignores_scale_and_constant_dimensions():
+    codes = np.random.default_rng(0).normal(size=(50, 4)) * (1, 10, 0.1, 3)
+    codes[:, 3] += codes[:, 1]
+    squares = np.square(np.corrcoef(codes, rowvar=False))
+    expected = (squares.sum() - 4) / 12
+    assert mean_square_correlation(codes) == pytest.approx(expected)
+    constant = np.concatenate([codes, np.full((50, 1), 7.0)], axis=1)
+    assert mean_square_correlation(constant) == pytest.approx(expected * 12 / 20)
 
 
 def test_noise_is_not_informative(factors):

@@ -102,6 +102,45 @@ def test_learning_rates_of_a_study_are_numbers(rates):
         Plan(small_study(learning_rates=rates))
 
 
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        ("knn", "'knn' does not define the metrics that a study compares: use linear, disent"),
+        ("disentanglement", "'disentanglement' has no held-out accuracy .* give one learning rate"),
+    ],
+)
+def test_protocols_that_a_study_cannot_use(protocol, message):
+    study = small_study(learning_rates=(1e-3, 2e-3))
+    study.evaluation.protocol = protocol
+    with pytest.raises(UserError, match=message):
+        Plan(study)
+
+
+def test_report_compares_the_metrics_of_the_protocol(tmp_path):
+    study = small_study()
+    study.evaluation.protocol = "disentanglement"
+    driver = Driver(Plan(study), epath.Path(tmp_path), epath.Path(tmp_path))
+    for arm, dci in zip(driver.plan.arms.values(), (0.25, 0.5, 0.125), strict=True):
+        run = driver.chosen(arm)  # without a trial, since there is one learning rate
+        assert run.config.optimizer.learning_rate == 1e-3
+        names = driver.plan.measures
+        result = {
+            "seed": 0, "steps": 4, "flops_per_image": 1,
+            "metrics": {measure.metric: 0.75 for measure in names} | {"disentanglement/dci": dci},
+            "examples": {"train": 32, "test": 16}, "config": settings_of(run.config),
+            "curves": [{"step": step, "probe/knn": 12.0} for step in (0, 2, 4)],
+            "environment": {"commit": None, "processor": ""},
+        }  # fmt: skip
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(result))
+    Report(driver, epath.Path(tmp_path / "page.md")).write()
+    page = (tmp_path / "page.md").read_text()
+    head = "| DCI | completeness | informativeness | MIG | mean squared correlation | kNN (%) |"
+    assert f"| method | seeds {head}" in page
+    assert "| CAN | 1 | 0.250 | 0.750 | 0.750 | 0.750 | 0.750 | 12.0 |" in page
+    assert "| mask | mask ratio 0.75 | 0.500 | +0.250 | 0.750 |" in page
+    assert "Learning rates" not in page
+
+
 def test_the_shipped_study_is_whole():
     study = runpy.run_path(str(ROOT / "configs/study/cifar10.py"))["get_config"]()
     study.recipe.data.path = "/data"
@@ -166,7 +205,7 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     study.recipe.update(total_steps=None, total_epochs=0.5)  # 4 steps
     plan = Plan(study)
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
-    assert list(driver.progress())[2].endswith(": 0 of 1 learning rates of 'CAN' tried")
+    assert list(driver.progress())[2].endswith(": 0 of 1 runs, learning rate 0.001")
     with pytest.raises(UserError, match="lacks results of the arm 'CAN' at some learning rate"):
         Report(driver, epath.Path(tmp_path / "study.md"))
     driver.work()
@@ -217,16 +256,15 @@ def test_results_are_beside_the_runs_unless_they_are_named(tmp_path):
         return done.stdout
 
     runs = f"--workdir={tmp_path / 'runs'}"
-    assert "CAN: 0 of 1 learning rates tried" in study("--pending", runs)
+    assert "CAN: 0 of 1 runs" in study("--pending", runs)
     (tmp_path / "runs" / "results").mkdir(parents=True)
-    for run in (plan.run(plan.arms["CAN"], rate, 0) for rate in (5e-4, 1e-3, 2e-3)):
-        best = run.config.optimizer.learning_rate == 1e-3
-        text = json.dumps({"held_out_top1": 2.0 if best else 1.0})
-        (tmp_path / "runs" / "results" / f"{run.name}.json").write_text(text)
+    run = plan.run(plan.arms["CAN"], 1e-3, 0)
+    text = json.dumps({"held_out_top1": 2.0})
+    (tmp_path / "runs" / "results" / f"{run.name}.json").write_text(text)
     assert "CAN: 1 of 1 runs" in study("--pending", runs)
     assert "nothing to do" in study(runs)
     elsewhere = f"--results={tmp_path / 'none'}"
-    assert "CAN: 0 of 1 learning rates tried" in study("--pending", runs, elsewhere)
+    assert "CAN: 0 of 1 runs" in study("--pending", runs, elsewhere)
     refused = main_in_process("can_jax.study", f"--config={file}", "--pending")
     assert "give the folder of the results" in refused.stderr
 

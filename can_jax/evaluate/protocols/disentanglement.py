@@ -6,7 +6,11 @@ import numpy as np
 from can_jax.evaluate.protocols.base import EvalProtocol
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext, EvalResults, read_pair
-from can_jax.features.disentanglement import dci, mutual_information_gap
+from can_jax.features.disentanglement import (
+    dci,
+    mean_square_correlation,
+    mutual_information_gap,
+)
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Number, Table
 
@@ -20,7 +24,8 @@ SETTINGS: Table = {
 
 
 def disentanglement(task: EvalContext) -> EvalResults:
-    """Measure DCI and the mutual information gap of the features of the test split.
+    """Measure DCI, the mutual information gap and the correlations of the features of the test
+    split.
 
     The regressions of DCI are fitted on the training split.
 
@@ -46,6 +51,7 @@ def disentanglement(task: EvalContext) -> EvalResults:
         "disentanglement/completeness": scores.completeness,
         "disentanglement/informativeness": scores.informativeness,
         "disentanglement/mig": float(np.mean(list(gaps.values()))),
+        "disentanglement/mean_square_correlation": mean_square_correlation(queries),
     }
     findings.tables["Disentanglement by factor"] = [
         {
@@ -63,4 +69,11 @@ def factors_of(split: Split) -> dict[str, np.ndarray]:
     return {name: values[split.indices] for name, values in split.source.factors().items()}
 
 
-PROTOCOL = EvalProtocol(disentanglement, SETTINGS)
+COMPARED = {
+    "DCI": "disentanglement/dci",
+    "completeness": "disentanglement/completeness",
+    "informativeness": "disentanglement/informativeness",
+    "MIG": "disentanglement/mig",
+    "mean squared correlation": "disentanglement/mean_square_correlation",
+}
+PROTOCOL = EvalProtocol(disentanglement, SETTINGS, compared=COMPARED)

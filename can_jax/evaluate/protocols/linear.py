@@ -79,4 +79,4 @@ def linear(task: EvalContext) -> EvalResults:
     return findings
 
 
-PROTOCOL = EvalProtocol(linear, SETTINGS)
+PROTOCOL = EvalProtocol(linear, SETTINGS, compared={"linear top-1 (%)": "linear/top1"})
