@@ -43,7 +43,7 @@ test-trackers: .venv-trackers/installed-trackers
 	.venv-trackers/bin/python -m pytest tests/monitoring/test_trackers.py --numprocesses=0
 
 test-torch: $(VENV)/installed-torch
-	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark
+	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark tests/augment/test_randaugment.py
 
 test-remote: $(VENV)/installed-servers
 	$(VENV)/bin/python -m pytest tests/remote --numprocesses=0

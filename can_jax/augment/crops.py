@@ -62,12 +62,16 @@ def random_boxes(
     views: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
+    fit: str = "redraw",
 ) -> Any:
     """Draw random crop boxes as torchvision's `RandomResizedCrop` does (arXiv 1409.4842).
 
     The area of a box is drawn uniformly from ``area``, and its width-to-height ratio log-uniformly
     from ``aspect``. If the box does not fit into the image, its area and its ratio are redrawn.
     After `ATTEMPTS` draws, the largest centered box with a ratio in ``aspect`` is used.
+
+    With ``fit="clamp"``, a box is drawn once, and its sides are cut to those of the image. BYOL's
+    code and MAE's linear probe do this.
 
     Args:
         seed: The seed of the run.
@@ -76,6 +80,7 @@ def random_boxes(
         views: The number of boxes per position.
         area: The smallest and largest area of a box, as fractions of the image area.
         aspect: The smallest and largest width-to-height ratio of a box.
+        fit: What to do with a box that exceeds the image: ``redraw`` or ``clamp``.
 
     Returns:
         The boxes (top, left, height, width) in whole pixels, a float32 tensor (..., views, 4).
@@ -90,6 +95,9 @@ def random_boxes(
     ratio = tf.exp(low + (high - low) * drawn[..., ATTEMPTS : 2 * ATTEMPTS])
     widths = tf.round(tf.sqrt(share * height * width * ratio))
     heights = tf.round(tf.sqrt(share * height * width / ratio))
+    if fit == "clamp":
+        widths = tf.clip_by_value(widths, 1.0, width)
+        heights = tf.clip_by_value(heights, 1.0, height)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
 
     # If none fits, take the largest centered box whose aspect ratio is in the range.
@@ -109,16 +117,20 @@ def random_boxes(
     return tf.stack([top, left, box_height, box_width], axis=-1)
 
 
-def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
-    """Cut boxes from an image, and resize each box bilinearly with half-pixel centers.
+def crop_and_resize(
+    image: Any, boxes: Any, size: tuple[int, int], interpolation: str = "bilinear"
+) -> Any:
+    """Cut boxes from an image, and resize each box with half-pixel centers.
 
-    A box is antialiased if both of its sides are more than twice the sides of ``size``.
+    A bilinear resize is antialiased if both sides of a box are more than twice the sides of
+    ``size``. A bicubic resize is always antialiased, as in Pillow.
 
     Args:
         image: A uint8 tensor (height, width, channels).
         boxes: The boxes (top, left, height, width) in pixels, an int32 tensor (views, 4) of static
             shape.
         size: The (height, width) to which to resize, in pixels.
+        interpolation: ``bilinear`` or ``bicubic``.
 
     Returns:
         A uint8 tensor (views, *size, channels).
@@ -127,6 +139,9 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
 
     def view(box: Any) -> Any:
         part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], -1])
+        if interpolation == "bicubic":
+            pixels = tf.image.resize(part, size, method="bicubic", antialias=True)
+            return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0) + 0.5, tf.uint8)
         much_smaller = tf.reduce_all(box[2:] > 2 * tf.constant(size))
         return tf.cond(much_smaller, lambda: resized(part, True), lambda: resized(part, False))
 

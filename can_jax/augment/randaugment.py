@@ -112,8 +112,25 @@ def move_matrix(
     return jnp.stack([jnp.array(matrix) for matrix in matrices])[index]
 
 
+def cubic(fraction: Float[Array, "height width"]) -> tuple[Float[Array, "height width"], ...]:
+    """Return the weights of the pixels at -1, 0, 1 and 2, for a point at ``fraction`` in [0, 1).
+
+    The kernel is that of Pillow's affine transform, Keys' kernel with a = -1. Pillow and
+    TensorFlow resize with a = -1/2 instead.
+    """
+    t = fraction
+    return (
+        t * (-1 + t * (2 - t)),
+        1 + t * t * (t - 2),
+        t * (1 + t * (1 - t)),
+        t * t * (t - 1),
+    )
+
+
 def moved(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, " channels"]) -> Image:
-    """Warp an image by an affine map, with bilinear interpolation.
+    """Warp an image by an affine map, with bicubic interpolation as in Pillow.
+
+    Pixels beyond the border have the values of the border.
 
     Args:
         image: An image with values in [0, 1].
@@ -125,13 +142,15 @@ def moved(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, " channe
     y, x = jnp.meshgrid(jnp.arange(height) - middle_y, jnp.arange(width) - middle_x, indexing="ij")
     from_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] + middle_x
     from_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + middle_y
-    take = jax.vmap(
-        lambda plane: jax.scipy.ndimage.map_coordinates(
-            plane, [from_y, from_x], order=1, mode="constant", cval=0.0
-        )
-    )
-    color = fill[:, None, None]
-    return take(image - color) + color
+    inside = (from_y >= -0.5) & (from_y < height - 0.5) & (from_x >= -0.5) & (from_x < width - 0.5)
+    low_y, low_x = jnp.floor(from_y), jnp.floor(from_x)
+    rows = [jnp.clip(low_y + i, 0, height - 1).astype(jnp.int32) for i in range(-1, 3)]
+    columns = [jnp.clip(low_x + i, 0, width - 1).astype(jnp.int32) for i in range(-1, 3)]
+    result = jnp.zeros_like(image)
+    for row, weight in zip(rows, cubic(from_y - low_y), strict=True):
+        for column, factor in zip(columns, cubic(from_x - low_x), strict=True):
+            result += (weight * factor) * image[:, row, column]
+    return jnp.where(inside, jnp.clip(result, 0, 1), fill[:, None, None])
 
 
 def randaugment(

@@ -4,8 +4,7 @@ A `Cell` is one configuration that is trained with several seeds. The seeds trai
 `jax.vmap` program, so that even a small network occupies an accelerator. Each epoch is one call of
 a compiled loop over `can_jax.train.step.Step.train`. The host only computes the order of examples.
 
-`can_jax.augment.device_crops` crops the images on the device. The train step is the same as in
-`can-jax train`.
+`can_jax.augment.device_crops` crops on the device. The train step is that of `can-jax train`.
 """
 
 import dataclasses
@@ -165,6 +164,8 @@ def make_cell(
         UserError: A setting is invalid, or the batch size exceeds the number of training images.
     """
     recipe = changed(recipe, changes)
+    if (recipe.augment.crop_interpolation, recipe.augment.crop_fit) != ("bilinear", "redraw"):
+        raise UserError(f"cell {name!r}: crops on the device are bilinear and redrawn")
     steps = len(images.train) // recipe.batch_size
     if not steps:
         raise UserError(

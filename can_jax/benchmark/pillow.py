@@ -31,6 +31,7 @@ class TwoViews:
     views: int
     crop_area: tuple[float, float]
     crop_aspect: tuple[float, float]
+    crop_interpolation: str
     flip: float
     jitter: float
     brightness: float
@@ -57,7 +58,7 @@ class TwoViews:
 
     def _view(self, image: Image.Image) -> Image.Image:
         part = image.crop(self._box(image))
-        view = part.resize(self.size[::-1], Image.Resampling.BILINEAR)
+        view = part.resize(self.size[::-1], Image.Resampling[self.crop_interpolation.upper()])
         if random.random() < self.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if random.random() < self.jitter:

@@ -91,11 +91,14 @@ AUGMENT: Table = {
         (3 / 4, 4 / 3), Several(Number(0.01, 100), length=2, ascending=True),
         "The range of a random crop's aspect ratio (width / height), relative to the view's ratio.",
     ),
+    "crop_interpolation": Key("bilinear", Choice(("bilinear", "bicubic")),
+        "The interpolation of crops; `bicubic` is Pillow's, and slower."),
+    "crop_fit": Key("redraw", Choice(("redraw", "clamp")),
+        "Whether a crop that exceeds the image is drawn again, or cut to the image."),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
     "brightness": Key(
-        0.4, STRENGTH, "The jitter strength s; brightness factors are in [max(0, 1 - s), 1 + s]."
-    ),
+        0.4, STRENGTH, "The jitter strength s; brightness factors are in [max(0, 1 - s), 1 + s]."),
     "contrast": Key(0.4, STRENGTH, "The jitter strength of contrast, as for `brightness`."),
     "saturation": Key(0.4, STRENGTH, "The jitter strength of saturation, as for `brightness`."),
     "hue": Key(

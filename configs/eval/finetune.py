@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
     config.classify.update(
         total_epochs=5.0, warmup_epochs=0.5, test_every_epochs=1.0, learning_rate=2e-3,
         drop_path=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.1, randaugment=(0, 0.0, 0.0),
-        random_erasing=0.0, crop_area=(0.3, 1.0),
+        random_erasing=0.0, crop_area=(0.3, 1.0), crop_interpolation="bilinear",
     )  # fmt: skip
     return config

@@ -4,7 +4,8 @@
         --workdir=runs/vit_l_linear --config.data.source=folder --config.data.path=/data/imagenet
 
 90 epochs, batch 16,384, base rate 0.1 for 256 images (6.4), 10 epochs of warm-up, no weight decay,
-random crops and flips only (arXiv 2111.06377, table 10). `data.path` holds `train/` and `val/`.
+random crops and flips only (arXiv 2111.06377, table 10). Crops are drawn as in MAE's code.
+`data.path` holds `train/` and `val/`.
 
 Hardware: 90 forward passes over ImageNet; with ViT-L/16 about 1.5e19 FLOPs of forward passes.
 Result: not measured at this scale; tested on a small ImageNet of the same layout.
@@ -26,5 +27,6 @@ def get_config() -> ConfigDict:
         min_learning_rate=0.0,
         weight_decay=0.0, total_epochs=90.0, warmup_epochs=10.0, drop_path=0.0, mixup=0.0,
         cutmix=0.0, label_smoothing=0.0, randaugment=(0, 0.0, 0.0), random_erasing=0.0,
+        crop_fit="clamp",
     )  # fmt: skip
     return config

@@ -65,6 +65,37 @@ def test_image_that_no_box_fits_is_cut_in_the_middle():
     np.testing.assert_array_equal(box, [0, 498, 4, 5])
 
 
+@pytest.mark.parametrize("size", [(300, 300), (60, 400)])
+def test_clamped_boxes_are_those_of_mae(size):
+    """As `RandomResizedCrop.get_params` in MAE's util/crop.py, of the same random numbers."""
+    positions, area = np.arange(300), (0.08, 1.0)
+    found = random_boxes(5, positions, size, 1, area, ASPECT, "clamp").numpy()[:, 0]
+    drawn = uniforms(5, tf.constant(positions, tf.int64), 22).numpy().astype(float)
+    target = np.prod(size) * (area[0] + (area[1] - area[0]) * drawn[:, 0])
+    ratio = np.exp(np.log(ASPECT[0]) + (np.log(ASPECT[1]) - np.log(ASPECT[0])) * drawn[:, 10])
+    height = np.minimum(np.round(np.sqrt(target / ratio)), size[0])
+    width = np.minimum(np.round(np.sqrt(target * ratio)), size[1])
+    top = np.floor(drawn[:, 20] * (size[0] - height + 1))
+    left = np.floor(drawn[:, 21] * (size[1] - width + 1))
+    wanted = np.stack([top, left, height, width], axis=1)
+    assert (found == wanted).all(axis=1).mean() > 0.99  # float32 may round another way
+    assert (found[:, 2] == size[0]).mean() > (0.6 if size[0] == 60 else 0.01)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (50, 40), (130, 90)])
+def test_bicubic_crops_are_pillows(size):
+    """torchvision's `resized_crop` of a Pillow image: cut first, then resize."""
+    coarse = np.random.default_rng(3).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((100, 90), Image.Resampling.BICUBIC)
+    boxes = [[7, 11, 64, 52], [0, 0, 90, 100]]
+    found = crop_and_resize(tf.constant(np.asarray(image)), tf.constant(boxes), size, "bicubic")
+    for view, (top, left, height, width) in zip(found.numpy().astype(float), boxes, strict=True):
+        part = image.crop((left, top, left + width, top + height))
+        wanted = np.asarray(part.resize(size[::-1], Image.Resampling.BICUBIC), float)
+        # Pillow rounds and clips between its passes along rows and columns.
+        assert abs(view - wanted).max() <= 5 and abs(view - wanted).mean() < 0.45
+
+
 def test_resizing_is_bilinear_with_half_pixel_centres():
     image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
     whole = np.array([[0, 0, 24, 30]], np.int32)

@@ -47,6 +47,22 @@ def test_large_jpeg_is_decoded_smaller_and_looks_the_same():
         assert abs(view - np.asarray(wanted).astype(float)).mean() < 9
 
 
+def test_bicubic_views_are_pillows_of_the_whole_jpeg():
+    views = random_views(
+        data__image_size=16, augment__crop_interpolation="bicubic", augment__crop_fit="clamp"
+    )
+    encoded = encode(smooth_image(401, 535), "jpeg", quality=95)
+    position = tf.constant(3, tf.int64)
+    boxes = views._boxes(tf.constant([401, 535]), position).numpy()
+    image = Image.fromarray(pillow_pixels(encoded, 3, 10**6, False))
+    for (top, left, height, width), view in zip(
+        boxes, views.from_bytes(encoded, position).numpy(), strict=True
+    ):
+        part = image.crop((left, top, left + width, top + height))
+        wanted = np.asarray(part.resize((16, 16), Image.Resampling.BICUBIC), float)
+        assert abs(view - wanted).max() <= 4 and abs(view - wanted).mean() < 0.6
+
+
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
 def test_reduced_boxes_stay_inside(ratio):
     rng = np.random.default_rng(ratio)

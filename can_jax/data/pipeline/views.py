@@ -109,12 +109,16 @@ class RandomViews(Views):
         views: The number of views per image.
         area: The smallest and largest area of a crop, as a fraction of the image.
         aspect: The smallest and largest ratio of width to height of a crop.
+        interpolation: How crops are resized; see `config.augment.crop_interpolation`.
+        fit: What happens to a crop that exceeds the image; see `config.augment.crop_fit`.
     """
 
     seed: int
     views: int
     area: tuple[float, float]
     aspect: tuple[float, float]
+    interpolation: str = "bilinear"
+    fit: str = "redraw"
 
     @staticmethod
     def from_config(config: ConfigDict) -> "RandomViews":
@@ -127,6 +131,8 @@ class RandomViews(Views):
             views=augment.views,
             area=tuple(augment.crop_area),
             aspect=(low * width / height, high * width / height),
+            interpolation=augment.crop_interpolation,
+            fit=augment.crop_fit,
             size=(height, width),
             channels=data.channels,
             max_pixels=data.max_pixels,
@@ -142,11 +148,13 @@ class RandomViews(Views):
     def from_pixels(self, image: Any, position: Any) -> Any:
         """Return the views of a decoded image as a uint8 tensor of the shape ``self.shape``."""
         boxes = self._boxes(_sides(image), position)
-        return crop_and_resize(image, boxes, self.size)
+        return self._cut(image, boxes)
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the views of an encoded image, which is decoded once at the smallest sufficient
-        resolution.
+        """Return the views of an encoded image, which is decoded once.
+
+        It is decoded at the smallest sufficient resolution for bilinear crops, and at its own for
+        bicubic ones.
 
         Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
         """
@@ -154,24 +162,32 @@ class RandomViews(Views):
         size, turn = self._header(encoded)
         boxes = self._boxes(size, position)
         # The strongest reduction that leaves every crop at least as large as its view.
-        ratio = reduction(encoded, tf.reduce_min(boxes[:, 2:] // tf.constant(self.size)))
+        largest = tf.reduce_min(boxes[:, 2:] // tf.constant(self.size))
+        ratio = reduction(encoded, 1 if self.interpolation == "bicubic" else largest)
         boxes = _reduced(boxes, size, ratio)
         if self.exif:
             image = native_pixels(encoded, self.channels, ratio, value_range=self.value_range)
             image = orient(image, turn)
-            return crop_and_resize(image, boxes, self.size)
+            return self._cut(image, boxes)
         start = tf.reduce_min(boxes[:, :2], axis=0)
         end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0)
         window = tf.concat([start, end - start], axis=0)
         image = native_pixels(encoded, self.channels, ratio, window, self.value_range)
-        return crop_and_resize(image, boxes - tf.pad(start, [[0, 2]]), self.size)
+        return self._cut(image, boxes - tf.pad(start, [[0, 2]]))
+
+    def _cut(self, image: Any, boxes: Any) -> Any:
+        """Return the views that int32 boxes (views, 4) cut from an image, as a uint8 tensor of the
+        shape ``self.shape``."""
+        return crop_and_resize(image, boxes, self.size, self.interpolation)
 
     def _boxes(self, size: Any, position: Any) -> Any:
         """Return the crop boxes at a stream position: top, left, height and width, as an int32
         tensor (views, 4)."""
         tf = tensorflow()
         sides = tf.unstack(size, num=2)
-        boxes = random_boxes(self.seed, position, sides, self.views, self.area, self.aspect)
+        boxes = random_boxes(
+            self.seed, position, sides, self.views, self.area, self.aspect, self.fit
+        )
         return tf.cast(boxes, tf.int32)
 
 

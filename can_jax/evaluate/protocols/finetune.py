@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import Identity
-from can_jax.config.defaults import MODEL, RECIPE
+from can_jax.config.defaults import AUGMENT, MODEL, RECIPE
 from can_jax.config.kinds import COUNT
 from can_jax.config.resolve import ENCODER, resolve_encoder, without_refused
 from can_jax.config.validate import check, check_rates
@@ -113,7 +113,9 @@ SETTINGS: Table = {
     "random_erasing": Key(
         0.25, BELOW_ONE, "The probability of erasing a random rectangle of an image."
     ),
-    "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
+    "crop_area": dataclasses.replace(AUGMENT["crop_area"], default=(0.08, 1.0)),
+    "crop_interpolation": dataclasses.replace(AUGMENT["crop_interpolation"], default="bicubic"),
+    "crop_fit": AUGMENT["crop_fit"],
     "ema_decay": Key(
         0.0, BELOW_ONE,
             "The decay rate of the moving average (EMA) of the parameters, with which the "
@@ -254,7 +256,7 @@ def classifier_config(protocol: ConfigDict, encoder: ConfigDict, path: str) -> C
         config.total_steps = config.total_examples = config.total_minutes = None
         config.total_epochs = settings.total_epochs
         config.log_every_steps, config.trackers = 50, settings.trackers
-        config.augment.update(views=1, crop_area=settings.crop_area)
+        config.augment.update({k: v for k, v in settings.items() if k.startswith("crop_")}, views=1)
         config.model.remat = settings.remat
         config.optimizer.update(
             name="adamw", options=(),
