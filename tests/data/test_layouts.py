@@ -64,6 +64,25 @@ def test_integer_labels_and_lists_that_do_not_fit(tmp_path, caplog):
         small_config(data__labels="x.csv")
 
 
+def test_rows_without_a_label_and_with_several(tmp_path, caplog):
+    files = ["a.png", "b.png", "c.png", "unlisted.png"]
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name,label\na.png,cat\nb.png,\nc.png,dog\n")
+    labels, classes, missing = labels_from(read_label_list(str(table)), files)
+    assert (labels.tolist(), classes, missing) == ([0, -1, 1, -1], ("cat", "dog"), 0)
+    assert "different labels" not in caplog.text
+    beyond = 2**70
+    table.write_text(f"file_name,label\na.png,4\na.png,4\nb.png,\nc.png,{beyond}\nc.png,5\n")
+    assert read_label_list(str(table)) == {"a.png": "4", "c.png": "5"}
+    assert f"lists 1 files with different labels, such as c.png with '{beyond}' and '5'" in (
+        caplog.text
+    )
+    table.write_text(f"file_name,label\na.png,4\nc.png,{beyond}\n")
+    labels, classes, _ = labels_from(read_label_list(str(table)), files)
+    assert (labels.tolist(), classes) == ([4, -1, -1, -1], ())
+    assert f"1 labels, such as {beyond}, are outside the range of int32" in caplog.text
+
+
 def test_kaggles_imagenet(tmp_path):
     images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
     put(images, "train/n01/n01_1.png", "train/n02/n02_1.png", "val/v_1.png", "val/v_2.png")

@@ -3,9 +3,10 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 
 from can_jax.data.formats.label_range import as_labels
@@ -33,6 +34,8 @@ KAGGLE = "predictionstring"  # a class and boxes, separated by blanks
 def read_label_list(path: str) -> dict[str, str]:
     """Return a dict that maps each file name in a label list to its label as a string.
 
+    A file whose label is empty counts as not listed.
+
     Args:
         path: The path or URL of the list. A file ending in .jsonl or .json holds JSON lines, one
             ending in .tsv is tab-separated, and any other is comma-separated. The first line of a
@@ -44,14 +47,13 @@ def read_label_list(path: str) -> dict[str, str]:
     try:
         with open_file(path) as file:
             lines = (line.decode("utf-8-sig", errors="surrogateescape") for line in file)
-            rows = _json_rows(lines) if path.endswith((".jsonl", ".json")) else _rows(path, lines)
-            return dict(_pairs(path, rows))
+            if path.endswith((".jsonl", ".json")):
+                rows = _json_rows(lines)
+            else:
+                rows = csv.DictReader(lines, delimiter="\t" if path.endswith(".tsv") else ",")
+            return _labels_by_file(path, rows)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{shown(path)} cannot be read: {one_line(error)}") from error
-
-
-def _rows(path: str, lines: Iterator[str]) -> Iterator[dict]:
-    yield from csv.DictReader(lines, delimiter="\t" if path.endswith(".tsv") else ",")
 
 
 def _json_rows(lines: Iterator[str]) -> Iterator[dict]:
@@ -63,8 +65,17 @@ def _json_rows(lines: Iterator[str]) -> Iterator[dict]:
             yield row
 
 
-def _pairs(path: str, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:
-    """Yield the file name and the label in each row of a label list."""
+def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
+    """Return a dict from the file name to the label in each row of a label list.
+
+    A row with an empty label is left out. Of several rows for a file, the last one counts, and a
+    warning is logged if their labels differ.
+
+    Raises:
+        UserError: A row lacks a column of file names or of labels.
+    """
+    labels: dict[str, str] = {}
+    conflicts: dict[str, str] = {}
     for row in rows:
         columns = {str(name).strip().lower(): value for name, value in row.items()}
         file = next((name for name in FILES if columns.get(name) is not None), None)
@@ -78,7 +89,19 @@ def _pairs(path: str, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:
         value = str(columns[label]).strip()
         if label == KAGGLE:
             value = value.split(" ")[0]
-        yield os.path.normpath(str(columns[file]).strip()), value
+        name = os.path.normpath(str(columns[file]).strip())
+        if not value:
+            continue
+        if labels.get(name, value) != value:
+            conflicts[name] = f"{labels[name]!r} and {value!r}"
+        labels[name] = value
+    if conflicts:
+        first, both = next(iter(conflicts.items()))
+        logging.warning(
+            "%s lists %d files with different labels, such as %s with %s; the last label counts",
+            shown(path), len(conflicts), shown(first), both,
+        )  # fmt: skip
+    return labels
 
 
 def labels_from(
@@ -109,8 +132,10 @@ def labels_from(
     missing = len(listed.keys() - used)
     values = set(listed.values())
     if all(value.removeprefix("-").isdecimal() for value in values):
+        # Python's integers can exceed int64; `as_labels` replaces those beyond int32.
         numbers = np.array([-1 if text is None else int(text) for text in texts], object)
-        return as_labels(numbers.astype(np.int64), "config.data.labels"), (), missing
+        return as_labels(numbers, "config.data.labels"), (), missing
     classes = tuple(sorted(values))
     index = {name: i for i, name in enumerate(classes)}
-    return np.array([index.get(text or "", -1) for text in texts], np.int32), classes, missing
+    labels = [-1 if text is None else index[text] for text in texts]
+    return np.array(labels, np.int32), classes, missing
