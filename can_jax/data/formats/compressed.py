@@ -11,7 +11,7 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.extras import install_command
 
 BLOCK = 2**18  # decompressed bytes read at once
-INPUT = 2**17  # compressed bytes read at once; what does not fit a block is copied
+INPUT = 2**17  # compressed bytes read at once; zlib copies the unread rest after each block
 WINDOW_BITS = {"zlib": 15, "gzip": 31}  # of zlib's decompressor
 
 

@@ -16,8 +16,8 @@ RECORDS = (
     *(BLOCK << power for power in range(6, 12)),
 )
 LONGEST_HEADER = 2**20  # the maximum bytes of a header including its names and attributes
-END_ZEROS = 2**20  # bytes of zeros after the last member that are not reported
-# The first bytes of compressed files, which can only be read sequentially.
+END_ZEROS = 2**20  # zeros after the last member are reported only beyond this number of bytes
+# Patterns of the first bytes of compressed files, which can only be read sequentially.
 COMPRESSED = {
     rb"\x1f\x8b": "gzip", rb"BZh\d1AY&": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd",
     rb"\x04\x22\x4d\x18": "lz4", rb"\x78[\x01\x9c\xda]": "zlib",
@@ -140,10 +140,11 @@ class _Bounded:
         Raises:
             tarfile.SubsequentHeaderError: The headers of one member exceed `LONGEST_HEADER` bytes.
         """
-        if not 0 <= size <= self.left and self.left < sys.maxsize:
+        limited = self.left < sys.maxsize
+        if limited and not 0 <= size <= self.left:
             raise tarfile.SubsequentHeaderError("the headers of a member are too long")  # type: ignore[attr-defined]
         content = self._file.read(size)
-        if self.left < sys.maxsize:
+        if limited:
             self.left -= len(content)
         return content
 
@@ -176,7 +177,7 @@ class Members:
         self._damaged = False  # since the last member
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        start, end = 0, 0  # start of the current of several joined tars; end of its last member
+        start, end = 0, 0  # of the current one of several concatenated tars; end of its last member
         while (member := self._next()) is not None:
             if member.offset > end:
                 mark = 2 * BLOCK  # bytes of zeros that end every tar
@@ -187,8 +188,9 @@ class Members:
                 else:
                     self._gaps.append((end, member.offset))
             end, self._damaged = self.tar.offset, False
-            whole = not member.isreg() or member.offset_data + member.size <= self._size
-            if not whole and not member.issparse():  # which takes fewer bytes than its size
+            # A sparse member takes fewer bytes than its size.
+            sized = member.isreg() and not member.issparse()
+            if sized and member.offset_data + member.size > self._size:
                 self._ending = f"is truncated: the member at byte {member.offset} is incomplete"
                 return
             yield member
