@@ -1,5 +1,6 @@
 """Indexes: what is found, left out, listed and gone on with; and training from them."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from can_jax.data.index import examine, join
+from can_jax.data.index import build, examine, join
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Part, Plan
 from can_jax.data.sources.example_table import FOLDER, Table, load_table
@@ -314,6 +315,34 @@ def test_memory_of_joining_does_not_grow_with_messages(tmp_path, monkeypatch):
     assert len(np.unique(stored)) == count == len(stored)
 
 
+def test_rebuilt_index_is_new_or_incomplete_and_does_not_change_under_a_run(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    root.mkdir()
+    out = root / FOLDER / "train"
+    shards(root, "webdataset")
+    index(root, "webdataset")
+    before = load_table(out)[0]
+    offsets, names = before.offset.tolist(), [before.names[i] for i in range(2)]
+    write_webdataset(root / "train-0.tar", IMAGES[:4], [0, 1, 2, 3])
+    write_webdataset(root / "train-2.tar", IMAGES[5:6], [9])
+
+    def fail(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "write_facts", fail)
+        with pytest.raises(UserError, match="cannot be written: Read-only file system; give"):
+            index(root, "webdataset")
+    with pytest.raises(UserError, match="holds no complete index"):
+        load_table(out)
+    index(root, "webdataset")
+    after = load_table(out)[0]
+    assert [after.names[i] for i in range(3)] == ["train-0.tar", "train-1.tar", "train-2.tar"]
+    assert before.offset.tolist() == offsets
+    assert [before.names[i] for i in range(2)] == names == ["train-0.tar", "train-1.tar"]
+    assert sorted(path.suffix for path in out.iterdir() if path.is_dir()) == []
+
+
 def test_shard_in_the_working_directory_is_indexed_by_its_name(tmp_path):
     write_webdataset(tmp_path / "images.tar", IMAGES[:3], [0, 1, 2])
     (tmp_path / "taken").write_text("a file")
@@ -321,5 +350,6 @@ def test_shard_in_the_working_directory_is_indexed_by_its_name(tmp_path):
         options = [f"--out={out}", "--workers=1", "--verify=none"]
         done = main_in_process("can_jax.data.index", "images.tar", *options, cwd=tmp_path)
         assert done.returncode == code, done.stderr
-        assert (f"{out} cannot be written; give another folder with --out" in done.stderr) == code
+        assert (f"{out} cannot be written: " in done.stderr) == code
+        assert ("; give another folder with --out" in done.stderr) == code
     assert len(load_table(tmp_path / "index")[0].offset) == 3

@@ -1,6 +1,7 @@
-"""The index builder: it writes a table of all usable examples, and lists undecodable and duplicate
-ones."""
+"""The index builder: it writes a table of all usable examples, and lists those that are undecodable
+or duplicates."""
 
+import errno
 import hashlib
 import json
 import os
@@ -19,13 +20,17 @@ from can_jax.data.sources.example_table import FACTS, place_of, write_facts
 from can_jax.data.sources.shards import first_of
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.splits import shown
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.workers import THIS_PROCESS, Workers
 
 PROGRESS_SECONDS = 10
 
 # Lists that are written beside an index.
 UNDECODABLE, CUT_OFF = "undecodable.txt", "cut_off.txt"
+# Errors of a folder that cannot be written, whatever it is to hold.
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT,
+)  # fmt: skip
 
 
 def build_index(
@@ -67,17 +72,19 @@ def build_index(
         print(f"another process is writing {shown(str(out))}; waiting for it", flush=True)
 
     try:
-        (out / "parts").mkdir(parents=True, exist_ok=True)
-        writer = only_writer(out, wait)
-        with writer:
+        out.mkdir(parents=True, exist_ok=True)
+        with only_writer(out, wait):
             if waited and _request_of(out) == digest:
                 print(f"{shown(str(out))} was written by the other process", flush=True)
                 return
-            (out / "parts").mkdir(parents=True, exist_ok=True)
+            (out / "parts").mkdir(exist_ok=True)
             _build(plan, names, out, workers, file_labels, label_names, drop_duplicates, digest)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise UserError(
-            f"{shown(str(out))} cannot be written; give another folder with --out"
+            f"{shown(str(out))} cannot be written: {reason_of(error)}; give another folder with "
+            "--out"
         ) from error
 
 
@@ -106,12 +113,12 @@ def _build(
     print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
     work = out / "parts"
     parts = examine_all(plan, names, work, workers, Progress())
-    whole = join_parts(parts, names, plan.unit, work, out / UNDECODABLE)
-    columns = whole.columns
-    if problems := whole.problems:
+    joined = join_parts(parts, names, plan.unit, work, out / UNDECODABLE)
+    columns = joined.columns
+    if problems := joined.problems:
         print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/{CUT_OFF}")
-    if whole.unused:
-        print(f"tar members that are not used: {list_unused(whole.unused)}")
+    if joined.unused:
+        print(f"tar members that are not used: {list_unused(joined.unused)}")
     _write_lines(out / CUT_OFF, problems)
     copies, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if plan.verify != "none":
@@ -123,24 +130,27 @@ def _build(
     pairs = zip(map(int, copies), map(int, firsts), strict=True)
     _write_lines(out / "duplicates.txt", (f"{place(row)} = {place(first)}" for row, first in pairs))
     if not len(columns["file"]):
-        reasons = [
-            f"{out}/{name}" for name in (UNDECODABLE, CUT_OFF) if (out / name).stat().st_size
-        ]
-        see = f"; for the reasons, see {' and '.join(reasons)}" if reasons else ""
+        lists = [f"{out}/{name}" for name in (UNDECODABLE, CUT_OFF) if (out / name).stat().st_size]
+        see = f"; for the reasons, see {' and '.join(lists)}" if lists else ""
         raise UserError(f"{plan.root} holds no image that can be used{see}")
     sizes = {}
     if plan.source != "folder":
         paths = [os.path.join(plan.root, name) for name in names]
         sizes = dict(zip(names, shard_sizes(paths).tolist(), strict=True))
     dropped = copies if drop_duplicates else copies[:0]
-    examples = write_columns(columns, out, dropped, file_labels)
+    examples = write_columns(columns, work, dropped, file_labels)
     stored_names = Names.of(names)
-    np.save(out / "names.npy", stored_names.text)
-    np.save(out / "name_ends.npy", stored_names.ends)
+    np.save(work / "names.npy", stored_names.text)
+    np.save(work / "name_ends.npy", stored_names.ends)
     counts = {
-        "undecodable": whole.undecodable, "duplicates": len(copies), "cut_off": len(problems)
+        "undecodable": joined.undecodable, "duplicates": len(copies), "cut_off": len(problems)
     }  # fmt: skip
     facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes, "request": request}
+    # A run keeps the columns that it has mapped, because renaming does not overwrite their content.
+    # While old and new columns are mixed, no `index.json` marks them as complete.
+    (out / FACTS).unlink(missing_ok=True)
+    for column in work.glob("*.npy"):
+        column.replace(out / column.name)
     write_facts(out, facts | counts, examples, label_names)
     shutil.rmtree(work)
     print(f"{examples} examples indexed in {time.monotonic() - started:.1f}s")

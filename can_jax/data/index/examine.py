@@ -35,7 +35,7 @@ from can_jax.utils.tensorflow import tensorflow
 from can_jax.utils.workers import Workers
 
 UNIT = 200  # files of a folder that are examined together
-PARTS = 2  # the format version of stored parts; parts of other versions are not reused
+PART_FORMAT = 2  # the version of stored parts; parts of other versions are not reused
 VERIFY = ("decode", "read", "none")
 
 
@@ -127,9 +127,9 @@ def examine(plan: Plan, names: list[str]) -> Part:
             if plan.verify != "none":
                 facts = _examine_one(plan, files, path, int(offset), int(length), int(label), parse)
             rows.append((index, int(offset), int(length), *facts))
-    kinds = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
-    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
-    arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    dtypes = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
+    columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
+    arrays = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)]
     return Part._make([*arrays, np.array(problems, str), as_text(unused)])
 
 
@@ -212,16 +212,16 @@ def examine_all(
             units.
     """
     units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
-    prints = [""] * len(units)
+    fingerprints = [""] * len(units)
     if any(path.suffix == ".npz" for path in parts.iterdir()):
         with concurrent.futures.ThreadPoolExecutor(STAT_THREADS) as threads:
-            prints = list(threads.map(functools.partial(_fingerprint, plan), units))
-    todo = [i for i, text in enumerate(prints) if not text or not _path(parts, text).exists()]
+            fingerprints = list(threads.map(functools.partial(_fingerprint, plan), units))
+    todo = [i for i, text in enumerate(fingerprints) if not text or not _path(parts, text).exists()]
     done = len(units) - len(todo)
     progress(done, len(units))
     work = functools.partial(_examine_unit, plan)
     for number, (fingerprint, part) in workers.results(work, [units[i] for i in todo]):
-        prints[todo[number]] = fingerprint
+        fingerprints[todo[number]] = fingerprint
         # Another call may write the same part.
         own = f".{socket.gethostname()}-{os.getpid()}.tmp"
         path = _path(parts, fingerprint)
@@ -229,7 +229,7 @@ def examine_all(
             np.savez(file, **part._asdict())
         done += 1
         progress(done, len(units))
-    return (_load(_path(parts, text)) for text in prints)
+    return (_load(_path(parts, text)) for text in fingerprints)
 
 
 def _path(parts: Path, fingerprint: str) -> Path:
@@ -259,7 +259,7 @@ def _load(path: Path) -> Part:
 def _fingerprint(plan: Plan, names: list[str]) -> str:
     """Return a digest of a plan and a unit's files, which changes with the name, size or, for local
     files, modification time of any file."""
-    digest = hashlib.blake2b(repr((PARTS, plan)).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((PART_FORMAT, plan)).encode(), digest_size=16)
     for name in names:
         path = os.path.join(plan.root, name)
         try:
