@@ -97,6 +97,10 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time
     with pytest.raises(UserError, match="describes other images or shards"):
         prepare(official, out, shards=2, partial=True)
+    # Another order, such as that of folders instead of tars, would repeat and omit images.
+    images = imagenet.find_train(official)[::-1]
+    with pytest.raises(UserError, match="describes other images or shards"):
+        imagenet.write_shards(out, "train", images, list(CLASSES), 3)
 
 
 def test_folders_and_records(tmp_path, prepare):

@@ -21,6 +21,7 @@ from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.shards import locate_shards
+from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.data.storage.files import IMAGE_NAME, find_images
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
@@ -94,29 +95,28 @@ def write_imagenet(
         raise UserError("TO is missing: give the folder in which to write the shards")
     classes = sorted({image.class_name for image in splits["train"]})
     for split, images in splits.items():
-        _compare_with_official(root, split, images, set(classes), partial)
+        _check_split(root, split, images, set(classes), partial)
     for split, images in splits.items():
         if images:
             written = write_shards(target, split, images, classes, shards, workers)
             _index(str(target), written, split, workers, tuple(classes))
 
 
-def _compare_with_official(
-    root: Path, split: str, images: list["Image"], classes: set[str], partial: bool
+def _check_split(
+    root: Path, split: str, images: list[Image], classes: set[str], partial: bool
 ) -> None:
-    """Print the number of images of a split, and reject an official tar whose number of images is
-    not that of ImageNet-1k.
+    """Check the classes and the number of images of a split, and print their numbers.
 
     Raises:
         UserError: An official tar does not have the number of images of ImageNet-1k and ``partial``
             is False, or the split has a class that the training split lacks.
     """
-    official = OFFICIAL[split]
-    same = "as in ImageNet-1k" if len(images) == official else f"where ImageNet-1k has {official}"
     names = {image.class_name for image in images}
-    for name in sorted(names - classes):
-        raise UserError(f"the class {name} of the split {split} is not in the split train")
-    print(f"{split}: {len(images)} images in {len(names)} classes, {same}")
+    if unknown := sorted(names - classes):
+        raise UserError(f"the class {unknown[0]} of the split {split} is not in the split train")
+    official = OFFICIAL[split]
+    note = "as in ImageNet-1k" if len(images) == official else f"where ImageNet-1k has {official}"
+    print(f"{split}: {len(images)} images in {len(names)} classes, {note}")
     tar = {"train": TRAIN_TAR, "val": VAL_TAR}[split]
     if images and len(images) != official and (root / tar).exists() and not partial:
         raise UserError(
@@ -180,36 +180,45 @@ def find_val(root: Path) -> list[Image]:
         if not (root / DEVKIT).exists():
             print(f"no split val: {root / DEVKIT} with the labels of {VAL_TAR} does not exist")
             return []
-        labels = labels_of_devkit(root / DEVKIT)
         images = sorted(_members(root / VAL_TAR), key=lambda member: member.name)
-        if len(images) != len(labels):
-            counts = f"has {len(images)} images, {DEVKIT} {len(labels)} labels"
-            raise UserError(f"{root / VAL_TAR} {counts}")
-        return [
-            image._replace(class_name=label) for image, label in zip(images, labels, strict=True)
-        ]
+        return _with_devkit_labels(root / DEVKIT, root / VAL_TAR, images)
     loose = sorted(path for path in (root / "val").glob("*") if IMAGE_NAME.search(path.name))
     if not loose:
         return list(_images_of_folder(root / "val", None))
     images = [Image(str(path), 0, -1, path.name, "") for path in loose]
-    places = (folder / SOLUTION for folder in (root, *root.resolve().parents[: len(KAGGLE.parts)]))
-    solution = next((path for path in places if path.exists()), None)
-    if solution:
+    # The solution may be beside the folder `ILSVRC` of Kaggle's archive, from which ``root`` stems.
+    folders = (root, *root.resolve().parents[: len(KAGGLE.parts)])
+    solutions = (folder / SOLUTION for folder in folders)
+    if solution := next((path for path in solutions if path.exists()), None):
         listed = read_label_list(str(solution))
         labels = [listed.get(path.stem, listed.get(path.name, "")) for path in loose]
         if missing := [path.name for path, label in zip(loose, labels, strict=True) if not label]:
             raise UserError(f"{solution} has no label for {missing[0]}")
-    elif (root / DEVKIT).exists():
-        labels = labels_of_devkit(root / DEVKIT)
-        if len(labels) != len(loose):
-            raise UserError(
-                f"{root / 'val'} has {len(loose)} images, {DEVKIT} {len(labels)} labels"
-            )
-    else:
+        return _labeled(images, labels)
+    if (root / DEVKIT).exists():
+        return _with_devkit_labels(root / DEVKIT, root / "val", images)
+    raise UserError(
+        f"{loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into {root}, "
+        f"or move the images to {root / 'val'}/CLASS/…"
+    )
+
+
+def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
+    """Return the validation images, sorted by name, with the labels of the development kit.
+
+    Raises:
+        UserError: The number of labels is not that of the images at ``images_path``.
+    """
+    labels = labels_of_devkit(devkit)
+    if len(labels) != len(images):
         raise UserError(
-            f"{loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into {root}, "
-            f"or move the images to {root / 'val'}/CLASS/…"
+            f"{images_path} has {len(images)} images, {devkit.name} {len(labels)} labels"
         )
+    return _labeled(images, labels)
+
+
+def _labeled(images: list[Image], labels: list[str]) -> list[Image]:
+    """Return the images with the given class names."""
     return [image._replace(class_name=label) for image, label in zip(images, labels, strict=True)]
 
 
@@ -245,7 +254,7 @@ class _Slice(io.RawIOBase):
     """A read-only file object for a byte range of another file."""
 
     def __init__(self, file: io.BufferedReader, start: int, length: int):
-        self._file, self.start, self._length, self._place = file, start, length, 0
+        self._file, self.start, self._length, self._position = file, start, length, 0
 
     def readable(self) -> bool:
         return True
@@ -254,18 +263,18 @@ class _Slice(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
-        self._place = base + offset
-        return self._place
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        self._file.seek(self.start + self._place)
-        content = self._file.read(min(len(buffer), max(0, self._length - self._place)))
+        self._file.seek(self.start + self._position)
+        content = self._file.read(min(len(buffer), max(0, self._length - self._position)))
         buffer[: len(content)] = content
-        self._place += len(content)
+        self._position += len(content)
         return len(content)
 
 
@@ -318,7 +327,7 @@ def write_shards(
     """Write images to TFRecord shards, shuffled with a fixed seed, and return the names of the
     shards.
 
-    Existing shards are not rewritten, so an interrupted call can resume.
+    Existing shards are not rewritten, so a call with the same images in the same order can resume.
 
     Args:
         target: The folder to which the shards are written.
@@ -330,16 +339,21 @@ def write_shards(
 
     Raises:
         UserError: The disk has too little free space, or the folder contains shards of other
-            images.
+            images, or of the same images in another order.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
     count = shards or max(1, round(sum(sizes) / SHARD_BYTES))
     paths = [target / f"{split}-{n:05d}-of-{count:05d}.tfrecord" for n in range(count)]
     todo = [number for number, path in enumerate(paths) if not path.exists()]
-    plan = {"images": len(images), "bytes": sum(sizes), "shards": count, "classes": len(classes)}
+    # The order of the images, which determines the shard of each, differs between tars and folders.
+    order_digest = digest_of_bytes(os.fsencode("\0".join(image.name for image in images))).hex()
+    plan = {
+        "images": len(images), "bytes": sum(sizes), "shards": count, "classes": len(classes),
+        "order": order_digest,
+    }  # fmt: skip
     note = target / f"{split}.json"
-    if note.exists() and json.loads(note.read_text()) != plan:
+    if note.exists() and plan | json.loads(note.read_text()) != plan:
         raise UserError(f"{note} describes other images or shards; give another folder")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
