@@ -169,6 +169,11 @@ def test_test_split_without_labels_is_no_test_split(tmp_path):
     (root / "test" / "0.png").write_bytes(encoded("t", 0))
     found = pair("folder", root)
     assert found.test.name == "val" and "'test' has no labels" in " ".join(found.notes)
+    for image in (root / "val").glob("*/*"):
+        image.rename(root / "val" / f"{image.parent.name}-{image.name}")
+    found = pair("folder", root)
+    assert found.test.name == "train (held out)"
+    assert "the split 'test' has no labels; the split 'val' has no labels" in found.notes
 
 
 @pytest.mark.parametrize("splits", [(), ("train",)])

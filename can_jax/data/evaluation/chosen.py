@@ -123,16 +123,10 @@ def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
         UserError: A label is not a valid index into the list of class names.
     """
     label_names = chosen.source.label_names
-    complete = True
-    if chosen.source_labels is not None:
-        class_labels = distinct(chosen.source_labels)
-    else:
-        class_labels = distinct(chosen.labels)
-        if count is not None:  # the records not read may hold any named class
-            names_of(
-                class_labels if label_names else class_labels[:0], label_names, chosen.display_name
-            )
-            complete = bool(label_names)
-            class_labels = np.arange(len(label_names)) if label_names else class_labels
+    class_labels = chosen.distinct_labels
     names = names_of(class_labels, label_names, chosen.display_name) if label_names else []
-    return Classes(class_labels, tuple(names)), complete
+    if chosen.source_labels is not None or count is None:
+        return Classes(class_labels, tuple(names)), True
+    if label_names:  # the records not read may hold any named class
+        return Classes(np.arange(len(label_names)), tuple(label_names)), True
+    return Classes(class_labels), False

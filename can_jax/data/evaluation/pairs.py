@@ -221,26 +221,23 @@ def open_test(
     """
     if len(splits) == 1:
         return splits[0], open_source(data, splits[0])
-    problems: dict[str, str] = {}
-    available, missing = available_splits(data, problems), ""
+    ambiguous: dict[str, str] = {}
+    available = available_splits(data, ambiguous)
+    reasons: list[str] = []
     for name in splits:
         if standard(name) in SPELLINGS and standard(name) not in available:
-            problem = problems.get(standard(name), f"there is no split {name!r}")
-            missing = f"{missing}; {problem}" if missing else problem
+            reasons.append(ambiguous.get(standard(name), f"there is no split {name!r}"))
             continue
         source = open_source(data, name)
         if not has_labels(source):
-            missing = missing or f"the split {name!r} has no labels"
-            continue
-        if strange := without_known_class(source, names):
-            missing = (
-                missing or f"the split {name!r} has no class of the training split, only {strange}"
-            )
-            continue
-        if missing:
-            notes.append(f"{missing}; {name!r} is used instead")
-        return name, source
-    notes.append(missing)
+            reasons.append(f"the split {name!r} has no labels")
+        elif strange := without_known_class(source, names):
+            reasons.append(f"the split {name!r} has no class of the training split, only {strange}")
+        else:
+            if reasons:
+                notes.append(f"{'; '.join(reasons)}; {name!r} is used instead")
+            return name, source
+    notes.append("; ".join(reasons))
     return splits[0], None
 
 
