@@ -20,6 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import differences, read_identity, store_identity
+from can_jax.data.decoding.array_bytes import ARRAY, decode_array
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.registry import available_splits, open_source
 from can_jax.encoders.encoder import Encoder, evaluated_encoder
@@ -281,12 +282,15 @@ class _Loaded(NamedTuple):
 
 
 def _load(source: Source, data: ConfigDict, pool: ThreadPoolExecutor, examples: range) -> _Loaded:
+    """Read and decode a range of examples, in the threads of a pool."""
     chosen = np.array(examples, np.int64)
 
     def view(image: Any) -> Any:
         try:
             if isinstance(image, bytes) and not image:
                 return "the record is damaged"
+            if isinstance(image, bytes) and image.startswith(ARRAY):
+                image = decode_array(image)  # of an array source within a mixture
             return preprocess(image, data)
         except UserError as error:
             return one_line(error).removeprefix("the image cannot be decoded: ")
@@ -307,7 +311,7 @@ def _name(source: Source, example: int) -> str:
 
 
 class Tally(NamedTuple):
-    """The number of images read, and of the undecodable ones among them.
+    """The number of images read, and how many of them are undecodable.
 
     Attributes:
         images: The number of images read.

@@ -201,9 +201,9 @@ def load_encoder(
     location = checked_path(path)
     image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
     step, batch_size = map(_plain, (step, batch_size))
-    given = [("batch_size", batch_size, COUNT), ("step", step, STEP)][: 1 if step is None else 2]
-    for name, value, kind in given:
-        if not kind.accepts(value):
+    for name, value, kind in (("batch_size", batch_size, COUNT), ("step", step, STEP)):
+        unset = name == "step" and value is None
+        if not unset and not kind.accepts(value):
             raise UserError(f"{location}: {name}={value!r}: give {kind.describe()}")
     location = step_path(location, step)
     if image_size is not None:

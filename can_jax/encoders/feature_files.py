@@ -93,7 +93,6 @@ class Table:
 
 def _write_npz(path: Path, table: Table) -> None:
     names, identity = np.array(table.label_names, str), np.array(_identity(table))
-    names = names if len(names) else np.zeros(0, "<U1")
     columns = {
         "names": Column(
             np.dtype(f"<U{table.longest}"), (table.images,), (p.names for p in table.parts())
@@ -111,7 +110,9 @@ def _write_npz(path: Path, table: Table) -> None:
 
 
 def _write_csv(path: Path, table: Table) -> None:
-    labels = ["label", "class"][: bool(table.label_names) + 1] if table.labeled else []
+    labels: list[str] = []
+    if table.labeled:
+        labels = ["label", "class"] if table.label_names else ["label"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *labels, *(f"feature_{i}" for i in range(table.width))])
@@ -130,7 +131,8 @@ def _write_parquet(path: Path, table: Table) -> None:
     fields = [pa.field("name", pa.string())]
     if table.labeled:
         fields.append(pa.field("label", pa.int32()))
-        fields += [pa.field("class", pa.string())] if table.label_names else []
+        if table.label_names:
+            fields.append(pa.field("class", pa.string()))
     fields.append(pa.field("features", pa.list_(pa.float32(), table.width)))
     schema = pa.schema(fields, metadata={"can_jax": _identity(table)})
     with pq.ParquetWriter(path, schema) as writer:

@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from can_jax.augment.crops import center_crop
-from can_jax.data.decoding.decode import BEFORE, FILE_CHANNELS, pillow_pixels
+from can_jax.data.decoding.decode import FILE_CHANNELS, pillow_pixels, pixels_of
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels.
 Pixels = UInt8[np.ndarray, "height width channels"]
 
 
@@ -63,7 +62,7 @@ def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
 
 def _of_pillow(image: Image.Image, channels: int) -> Pixels:
     """Convert a `PIL.Image.Image` to pixels with the given number of channels."""
-    if channels not in MODES:
+    if channels not in FILE_CHANNELS:
         raise UserError(
             f"a PIL.Image has 1, 3 or 4 channels, but the encoder takes {channels}: give a uint8 "
             "array"
@@ -73,10 +72,7 @@ def _of_pillow(image: Image.Image, channels: int) -> Pixels:
             f"the image has mode {image.mode}, with more than 8 bits per channel: give the path of "
             "its file, or a uint8 array"
         )
-    if image.mode in BEFORE:
-        image = image.convert(BEFORE[image.mode])
-    pixels = np.asarray(image.convert(MODES[channels]))
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return pixels_of(image, channels)
 
 
 def _of_array(image: Any, channels: int) -> Pixels:
@@ -95,7 +91,7 @@ def _of_array(image: Any, channels: int) -> Pixels:
     if array.ndim == 3 and array.size:
         if array.shape[2] == channels:
             return array
-        if array.shape[2] in MODES and channels in MODES:
+        if array.shape[2] in FILE_CHANNELS and channels in FILE_CHANNELS:
             plain = array[:, :, 0] if array.shape[2] == 1 else array
             return _of_pillow(Image.fromarray(plain), channels)
     first = array.ndim == 3 and array.shape[0] == channels

@@ -171,11 +171,11 @@ def open_encoder(
         # Neither the heads nor the optimizer's moments are read, or even built.
         shapes: Any = jax.tree.map(_abstract, expected, targets)
         averaged = run.optimizer.ema_decay > 0 and overrides.average
-        part = {"optimizer": {"average": shapes}} if averaged else {"parameters": shapes}
+        template = {"optimizer": {"average": shapes}} if averaged else {"parameters": shapes}
         if mapped:
             fixed = nnx.to_pure_dict(nnx.state(encoder_network(run), nnx.BatchStat))
-            part["batch_stats"] = jax.tree.map(_abstract, fixed, shardings(fixed, mesh))
-        step, state = newest_state(path, part, step=step, partial=True)
+            template["batch_stats"] = jax.tree.map(_abstract, fixed, shardings(fixed, mesh))
+        step, state = newest_state(path, template, step=step, partial=True)
         parameters = state["optimizer"]["average"] if averaged else state["parameters"]
         statistics = state.get("batch_stats", {})
     if untrained:
@@ -277,7 +277,7 @@ def _plain(value: Any) -> Any:
 
 def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
     """Return a run's configuration, with the mean and std replaced by those that an evaluation
-    sets.
+    sets. The number of heads that an evaluation sets is only compared with that of the run.
 
     Args:
         run: The configuration of the run.

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from can_jax.data.evaluation.pairs import open_own
+from can_jax.data.sources.base import ArraySource
+from can_jax.data.sources.mixture import MixtureSource
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders import embed as embedding
 from can_jax.encoders.encoder import Encoder
@@ -21,6 +24,7 @@ from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.utils.errors import UserError
 from tests.evaluate import samples
+from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
 
 
@@ -83,6 +87,18 @@ def test_features_are_those_of_an_evaluation_after_an_interruption(
     ]
     with pytest.raises(UserError, match="exists already"):
         embedding.embed(encoder, encoder.data, "train", output)
+
+
+def test_arrays_of_a_mixture_are_decoded():
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    arrays = ArraySource(images, np.arange(3, dtype=np.int32))
+    data = small_config().data
+    with ThreadPoolExecutor(1) as pool:
+        expected, loaded = (
+            embedding._load(source, data, pool, range(3))
+            for source in (arrays, MixtureSource([arrays], [1.0]))
+        )
+    np.testing.assert_array_equal(np.stack(loaded.views), np.stack(expected.views))
 
 
 SLOWLY = """

@@ -11,6 +11,12 @@ ARRAY_HEADER = len(ARRAY) + 3 * 4
 
 
 def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """Encode an image array as bytes, from which `can_jax.data.decoding.decode.native_pixels`
-    restores the same pixels."""
+    """Encode an image array as bytes, from which `decode_array` or, in TensorFlow,
+    `can_jax.data.decoding.decode.native_pixels` restores the same pixels."""
     return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()
+
+
+def decode_array(encoded: bytes) -> UInt8[np.ndarray, "height width channels"]:
+    """Return the image array that `encode_array` encoded."""
+    shape = np.frombuffer(encoded, "<i4", 3, offset=len(ARRAY))
+    return np.frombuffer(encoded, np.uint8, offset=ARRAY_HEADER).reshape(shape)

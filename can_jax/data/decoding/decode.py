@@ -1,7 +1,7 @@
 """Decoders that turn encoded images into uint8 pixels.
 
-TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow decodes what TensorFlow
-rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
+TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow decodes the images that
+TensorFlow rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
 `can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
 TensorFlow and Pillow both drop alpha unless four channels are requested, and decode the first frame
@@ -30,9 +30,10 @@ from can_jax.data.decoding.open_image import MOST_PIXELS, open_image
 from can_jax.data.decoding.stored import stored_as
 from can_jax.utils.tensorflow import tensorflow
 
-FILE_CHANNELS = (1, 3, 4)  # the channel counts to which image files can be decoded
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels
+FILE_CHANNELS = tuple(MODES)  # the channel counts to which image files can be decoded
 # Pillow converts these modes only to the intermediate mode given here.
-BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+INTERMEDIATE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 REDUCTIONS = (1, 2, 4, 8)  # factors by which libjpeg can downscale during decoding
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -75,8 +76,8 @@ def reduction(encoded: Any, largest: Any) -> Any:
     """
     tf = tensorflow()
     allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
-    kinds = {kind: (lambda: 1) for kind in ("png", "webp", "array")}
-    return _kind_switch(encoded, jpeg=lambda: allowed, **kinds)
+    others = dict.fromkeys(("png", "webp", "array"), lambda: 1)
+    return _kind_switch(encoded, jpeg=lambda: allowed, **others)
 
 
 def native_pixels(
@@ -106,10 +107,11 @@ def native_pixels(
     # The accurate transform reproduces Pillow's pixels exactly, and costs 3 %.
     method = {"channels": colors, "dct_method": "INTEGER_ACCURATE"}
 
-    def reduced(ratio: int) -> Any:
+    # TensorFlow takes the factor only as a constant, hence one branch for each.
+    def reduced(constant: int) -> Any:
         if window is None:
-            return tf.io.decode_jpeg(encoded, ratio=ratio, **method)
-        return tf.image.decode_and_crop_jpeg(encoded, window, ratio=ratio, **method)
+            return tf.io.decode_jpeg(encoded, ratio=constant, **method)
+        return tf.image.decode_and_crop_jpeg(encoded, window, ratio=constant, **method)
 
     def jpeg() -> Any:
         branch = tf.argmax(tf.equal(REDUCTIONS, ratio), output_type=tf.int32)
@@ -159,8 +161,8 @@ def _kind_switch(encoded: Any, **branches: Any) -> Any:
 def _array_shape(encoded: Any) -> Any:
     """Return the (height, width, channels) of an encoded array, as an int32 tensor (3,)."""
     tf = tensorflow()
-    shape = tf.io.decode_raw(tf.strings.substr(encoded, len(ARRAY), ARRAY_HEADER - 2), tf.int32)
-    return tf.ensure_shape(shape, (3,))
+    sides = tf.strings.substr(encoded, len(ARRAY), ARRAY_HEADER - len(ARRAY))
+    return tf.ensure_shape(tf.io.decode_raw(sides, tf.int32), (3,))
 
 
 def _webp_sides(encoded: Any) -> tuple[Any, Any]:
@@ -233,7 +235,17 @@ def pillow_pixels(
             upright = Image.fromarray(255 - gray if stored.inverted else gray)
         elif stored.bits > 8 and stored.maximum == WHITE:
             check_reduced(np.asarray(upright.convert("RGB")), value_range)  # without alpha
-        if upright.mode in BEFORE:
-            upright = upright.convert(BEFORE[upright.mode])
-        pixels = np.asarray(upright.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+        return pixels_of(upright, channels)
+
+
+def pixels_of(image: Image.Image, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Convert an image of Pillow to a uint8 array (height, width, channels).
+
+    Args:
+        image: The image, with at most 8 bits a channel.
+        channels: The number of channels of the result: 1, 3 or 4.
+    """
+    if image.mode in INTERMEDIATE:
+        image = image.convert(INTERMEDIATE[image.mode])
+    pixels = np.asarray(image.convert(MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)

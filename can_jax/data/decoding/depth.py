@@ -1,12 +1,12 @@
-"""Conversion of images of more than 8 bits a channel to 8 bits.
+"""Conversion of images with more than 8 bits a channel to 8 bits a channel.
 
 All images of a data set are scaled by the same rule. ``value_range`` (`config.data.range`) holds
 the two pixel values that are mapped to 0 and 255. Values inside the range are scaled linearly, and
 values outside the range are clipped.
 
 Without a range, only 16-bit images with a value of 2**15 or more are accepted, and the upper byte
-of each value is used. Scans of 12 bits stored in 16 bits, floats and 32-bit integers would become
-too dark or wrap around. Without a range, such images are treated as undecodable.
+of each value is used. By this rule, scans of 12 bits stored in 16 bits, floats and 32-bit integers
+would become too dark or wrap around, so they are treated as undecodable.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal

@@ -17,8 +17,8 @@ class Stored(NamedTuple):
     Attributes:
         bits: The number of bits per channel.
         deep: Whether Pillow returns more than the upper 8 bits of each value.
-        kind: The correct NumPy dtype of the array that Pillow returns with a wrong one; None if
-            Pillow's dtype is correct.
+        dtype: The correct dtype of the values, if Pillow returns them as another one of the same
+            size; None if Pillow's dtype is correct.
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
             bits a channel.
         maximum: The largest value that the file can hold. Pillow scales this maximum to 65535 if
@@ -27,7 +27,7 @@ class Stored(NamedTuple):
 
     bits: int
     deep: bool
-    kind: type | None = None
+    dtype: type | None = None
     inverted: bool = False
     maximum: int = WHITE
 
@@ -37,8 +37,8 @@ class Stored(NamedTuple):
         If ``value_range`` is None or (0, 65535), the values remain as scaled by Pillow, which maps
         each file's own maximum to white.
         """
-        if self.kind is not None:
-            return pixels.view(self.kind)
+        if self.dtype is not None:
+            return pixels.view(self.dtype)
         if value_range not in (None, (0.0, float(WHITE))) and self.maximum != WHITE:
             return np.rint(pixels * (self.maximum / WHITE))
         return pixels
@@ -56,9 +56,9 @@ def stored_as(image: Image.Image, encoded: bytes) -> Stored:
     """
     assert isinstance(image, ImageFile.ImageFile)
     deep = image.mode.startswith("I") or image.mode == "F"
-    # The decoder reads 16 bits and keeps the upper byte.
-    cut = any(";16" in str(tile[3]) for tile in image.tile)
-    plain = Stored(16 if deep or cut else 8, deep)
+    # Pillow's decoders of these raw modes read 16 bits and keep the upper byte.
+    upper_byte = any(";16" in str(tile[3]) for tile in image.tile)
+    plain = Stored(16 if deep or upper_byte else 8, deep)
     if image.format == "TIFF":
         return _tiff(image, plain)
     if image.format == "PPM" and image.mode != "F":
