@@ -95,11 +95,13 @@ def test_batches_from_a_store_and_its_cache_are_those_from_a_disk(tmp_path, stor
 
     expected, _ = rows(str(tmp_path / "data"))
     cache = {"disk_cache": str(tmp_path / "kept"), "disk_cache_gb": 1.0}
-    for options in ({}, cache, cache):
+    for options in ({}, cache, cache | {"cache_gb": 1.0}):
         got, source = rows(root, **options)
         for batch, other in zip(got, expected, strict=True):
             assert all(np.array_equal(batch[key], other[key]) for key in batch)
     monkeypatch.setattr(remote, "read_range", None)  # any use of it fails
+    assert read_all(source)[0] == [*CONTENTS, b"no image"]
+    monkeypatch.setattr(DiskCache, "get", None)  # the cache in memory holds the images as well
     assert read_all(source)[0] == [*CONTENTS, b"no image"]
     half = DiskCache(str(tmp_path), 500, 1000, "x")
     assert 40 < sum(half.path(i) is not None for i in range(100)) < 60

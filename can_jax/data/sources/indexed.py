@@ -30,7 +30,7 @@ from can_jax.utils.errors import UserError
 
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
 NAMED = 1000  # unreadable examples logged by name
-SIZED = 10_000  # about as many sizes of examples are averaged to estimate the size of all
+SIZED = 10_000  # about as many examples are sampled to estimate the total size of all
 USUAL = 100_000  # the assumed bytes of an image, where no size is known
 STATED = 200_000  # the maximum number of files whose sizes `byte_sizes` requests
 # Concurrent reads from remote stores: at 100 ms each, enough for 5,000 images a second.
@@ -224,22 +224,40 @@ class IndexedSource(Source):
         return os.path.join(self.root, name)
 
     def _content(self, example: int) -> bytes:
-        """Return the bytes of an example, from the caches in memory or on disk if they contain
-        it."""
+        """Return the bytes of an example, from the caches in memory or on disk if they contain it;
+        empty bytes for a damaged record."""
         cached = self._cache.get(example)
         if cached is not None:
             return cached
-        table, disk = self.table, self._disk
-        length = int(table.length[example])
+        disk = self._disk
         entry = disk.path(example) if disk else None
-        if disk and entry and (stored := disk.get(entry)) is not None:
-            return stored
+        content = disk.get(entry) if disk and entry else None
+        if content is None:
+            content = self._read(example)
+            if content is None:
+                return b""
+            if disk and entry:
+                disk.put(entry, content)
+        if len(content) <= self._cache_room:
+            self._cache_room -= len(content)
+            self._cache[example] = content
+        return content
+
+    def _read(self, example: int) -> bytes | None:
+        """Return the bytes of an example from its file, or None if they are damaged. The damage is
+        logged.
+
+        Raises:
+            UserError: The file cannot be read, even after retries.
+        """
+        table = self.table
+        length = int(table.length[example])
         try:
             number = int(table.file[example])
             # A file of one example is not kept open, because it is read once an epoch.
             whole = length < 0
             file = open_random(self._path(number)) if whole else self._files.get(number, self._path)
-            content = read_example(file, int(table.offset[example]), length, self._parse)
+            return read_example(file, int(table.offset[example]), length, self._parse)
         except UserError:
             raise
         except ValueError as error:  # the content is damaged
@@ -247,15 +265,9 @@ class IndexedSource(Source):
                 self._unread.add(example)
                 where = shown(self.describe(example))
                 logging.warning("cannot be read: %s: %s", where, shown(str(error)))
-            return b""
+            return None
         except Exception as error:  # remote file systems raise their own types
             raise unreadable(self.describe(example), error) from error
-        if disk and entry:
-            disk.put(entry, content)
-        if len(content) <= self._cache_room:
-            self._cache_room -= len(content)
-            self._cache[example] = content
-        return content
 
 
 @functools.cache
