@@ -73,6 +73,11 @@ def test_split_in_a_pattern_stands_for_every_spelling(tmp_path):
     assert shards(pattern, "val", tmp_path) == ["val-0.tar"]
     with pytest.raises(UserError, match="several spellings of the split 'validation'"):
         shards(pattern, "validation", tmp_path)
+    (tmp_path / "val-0.tar").rename(tmp_path / "valid-0.tar")
+    config, problems = small_config(), {}
+    config.data.update(source="webdataset", path=pattern)
+    assert available_splits(config.data, problems) == ()
+    assert "several spellings of the split 'val': valid, dev" in problems["val"]
     with pytest.raises(UserError, match="does not exist"):
         shards(pattern, "test", tmp_path)
 

@@ -11,6 +11,7 @@ from absl import logging
 from can_jax.data.storage.files import existing, exists, is_folder, listed, walk
 from can_jax.data.storage.remote import demand_listing, is_remote
 from can_jax.data.storage.splits import (
+    AmbiguousSplitError,
     choose_files,
     choose_folder,
     shown,
@@ -55,16 +56,9 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
-    parts = path.split("::")
-    if len(parts) == 1 and is_folder(path):
+    if "::" not in path and is_folder(path):
         return _in_folder(path, split, kind, compressed)
-    files: list[str] = []
-    for part in parts:
-        if is_folder(part):
-            files += [os.path.join(part, name) for name in _shards_below(part, kind, compressed)]
-        else:
-            files += _matching_shards(part, kind)
-    files = sorted(set(files))
+    files = _shards_at(path, kind, compressed)
     names = _relative(files)
     chosen = set(choose_files(path, names, split, f"{kind} shard", listed=True))
     return [file for file, name in zip(files, names, strict=True) if name in chosen]
@@ -72,25 +66,18 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
 
 def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[str]:
     """Return the shards that match a path in which `{split}` is replaced by any spelling of the
-    split.
+    split; the requested spelling takes precedence.
 
     Raises:
-        UserError: No shard matches for any spelling of the split, or different spellings match
-            different shards.
+        UserError: No shard matches for any spelling of the split.
+        AmbiguousSplitError: Different spellings match different shards, and the requested spelling
+            matches none.
     """
     missing = None
     shards = {}
     for spelling in spellings(split):
         try:
-            files = []
-            for part in path.replace("{split}", spelling).split("::"):
-                inside = _shards_below(part, kind, compressed) if is_folder(part) else None
-                files += (
-                    _matching_shards(part, kind)
-                    if inside is None
-                    else [f"{part}/{n}" for n in inside]
-                )
-            shards[spelling] = sorted(set(files))
+            shards[spelling] = _shards_at(path.replace("{split}", spelling), kind, compressed)
         except UserError as error:
             missing = missing or error
         if shards and spelling == split:
@@ -98,11 +85,28 @@ def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[
     if not shards:
         raise missing or UserError(f"no file matches {shown(path)}")
     if len(set(map(tuple, shards.values()))) > 1:
-        raise UserError(
+        raise AmbiguousSplitError(
             f"{shown(path)} has several spellings of the split {split!r}: {some(list(shards))}; "
             "set the split to one of them"
         )
     return next(iter(shards.values()))
+
+
+def _shards_at(path: str, kind: str, compressed: bool) -> list[str]:
+    """Return the shards of all splits at a path: a shard, a pattern, a folder, or several of these
+    joined by `::`.
+
+    Raises:
+        UserError: No file matches a pattern, or all shards in a folder are compressed tars and
+            ``compressed`` is False.
+    """
+    files: list[str] = []
+    for part in path.split("::"):
+        if is_folder(part):
+            files += [os.path.join(part, name) for name in _shards_below(part, kind, compressed)]
+        else:
+            files += _matching_shards(part, kind)
+    return sorted(set(files))
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
@@ -212,10 +216,9 @@ def _no_shard(folder: str, kind: str, split: str) -> str:
     """Return the error message for a folder that contains no shard of the split."""
     names = listed(folder)
     there = some(sorted(names), 6) or "nothing"
-    hint = f"; {remedy(names)}".rstrip("; ")
-    return (
-        f"no {kind} shard of the split {split!r} in {shown(folder)}, which contains {there}{hint}"
-    )
+    message = f"no {kind} shard of the split {split!r} in {shown(folder)}, which contains {there}"
+    advice = remedy(names)
+    return f"{message}; {advice}" if advice else message
 
 
 def _relative(paths: list[str]) -> list[str]:

@@ -165,10 +165,8 @@ def choose_files(
     if requested == "train" and listed:
         chosen = [name for name in names if splits[name] in (None, "train")] or list(names)
     elif not own:
-        all_requested = split_of_folder(_folder_of(path, listed)) == requested and not any(
-            splits.values()
-        )
-        chosen = undivided if requested == "train" or all_requested else []
+        whole = _holds_only(path, requested, splits.values(), listed=listed)
+        chosen = undivided if requested == "train" or whole else []
     if not chosen:
         raise UserError(
             f"no {what} of the split {split!r} in {shown(path)}, which has {_overview(splits)}; "
@@ -226,15 +224,12 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
         folder: next((key for key in inner[folder] if key and several), tops.get(parts[folder][0]))
         for folder in folders
     }
-    wanted = requested if requested in splits.values() else None
-    refused = wanted is None and requested != "train"
-    if (
-        refused
-        and not any(splits.values())
-        and split_of_folder(_folder_of(path, False)) == requested
-    ):
-        refused = False
-    chosen = [] if refused else [n for n in names if splits[os.path.dirname(n)] == wanted]
+    if requested in splits.values():
+        chosen = [name for name in names if splits[os.path.dirname(name)] == requested]
+    elif requested == "train" or _holds_only(path, requested, splits.values(), listed=False):
+        chosen = [name for name in names if splits[os.path.dirname(name)] is None]
+    else:
+        chosen = []
     if names and not chosen:
         raise UserError(
             f"there is no folder {shown(os.path.join(path, split))} for the split {split!r}; "
@@ -245,11 +240,19 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
     return chosen
 
 
-def _folder_of(path: str, listed: bool) -> str:
-    """Return the name of the folder at a path or, if ``listed`` is True, of the parent folder of
-    the path."""
+def _holds_only(path: str, requested: str, stated: Iterable[str | None], *, listed: bool) -> bool:
+    """Return whether all files belong to a split because their folder is named after it.
+
+    Args:
+        path: The folder or, if ``listed`` is True, a file or pattern in the folder.
+        requested: The standard name of the split.
+        stated: The split that the name of each file or subfolder states, or None. A folder of which
+            any file states a split holds several splits.
+        listed: Whether ``path`` is a file or pattern in the folder.
+    """
     path = path.rstrip("/")
-    return os.path.basename(os.path.dirname(path) if listed else path)
+    folder = os.path.basename(os.path.dirname(path) if listed else path)
+    return split_of_folder(folder) == requested and not any(stated)
 
 
 def _overview(splits: dict[str, str | None]) -> str:
