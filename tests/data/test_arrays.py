@@ -40,6 +40,13 @@ def test_shard_that_is_not_what_it_should_be(tmp_path, content, message):
         open_arrays(str(tmp_path), "train", 3)
 
 
+def test_arrays_that_are_not_used_are_named(tmp_path, caplog):
+    for i in range(2):
+        np.savez(tmp_path / f"train-{i}.npz", images=images(2), label=np.array([0, 1]))
+    assert open_arrays(str(tmp_path), "train", 3).labels.tolist() == [-1] * 4
+    assert caplog.text.count("the arrays label are not used; only images, labels and") == 1
+
+
 def test_shards_of_two_sizes(tmp_path):
     np.savez(tmp_path / "train-0.npz", images=images(2, 8))
     np.savez(tmp_path / "train-1.npz", images=images(2, 9))

@@ -84,10 +84,12 @@ def test_labels_in_records_without_an_index_are_told_to_be_unknown(tmp_path, cap
     assert labels_of_parts(part)[0] == [-1, -1]
     assert "part 0 of config.data.mixture: labels" in caplog.text
     config = small_config(
-        data__source="mixture", data__mixture=(part,), objective__contrastive__supervised=True
-    )
+        data__source="mixture", data__mixture=(part,), objective__contrastive__supervised=True,
+        data__index=str(tmp_path),
+    )  # fmt: skip
     with pytest.raises(UserError, match="supervised=True needs labels"):
         check_labels(config, open_source(config.data, "train"))
+    assert f"config.data.index={tmp_path} is not used for a mixture" in caplog.text
 
 
 def test_what_is_wrong_with_a_mixture_is_one_line(parts):

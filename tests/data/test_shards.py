@@ -36,10 +36,15 @@ def test_shards_give_back_what_was_written(tmp_path, kind, labels):
     assert "1" in source.describe(5) and "at byte" in source.describe(5)
 
 
-def test_features_of_other_names(tmp_path):
+def test_features_of_other_names(tmp_path, caplog):
     write_tfrecord(tmp_path / "a.tfrecord", CONTENTS, image_key="jpeg")
     source = open_tfrecord(str(tmp_path / "a.tfrecord"), "train", image_key="jpeg")
     assert read_all(source)[0] == CONTENTS
+    source = open_tfrecord(
+        str(tmp_path / "a.tfrecord"), "train", image_key="jpeg", label_key="jpeg"
+    )
+    assert read_all(source) == (CONTENTS, [-1] * 7)
+    assert caplog.text.count("the feature 'jpeg' is a bytes_list, not an int64_list") == 1
     with pytest.raises(
         UserError, match=r"no image in the feature 'image/enc.* jpeg: set .*image_key"
     ):

@@ -156,13 +156,14 @@ def test_broken_images_and_shards_are_passed_over(tmp_path, kind, contents, capl
     assert set(range(14)) - {3} <= set(labels.tolist())
 
 
-def test_what_cannot_be_streamed_is_said_before(tmp_path, contents):
+def test_what_cannot_be_streamed_is_said_before(tmp_path, contents, caplog):
     config = shards(tmp_path, "tfrecord", contents)
-    config.data.image_key = "other"
+    config.data.update(index=str(tmp_path), image_key="other")
     with pytest.raises(
         UserError, match=r"no image in the feature 'other'; set config\.data\.image_key"
     ):
         open_stream(config.data, "train")
+    assert f"config.data.index={tmp_path} is not used with config.data.streaming" in caplog.text
     for path in tmp_path.iterdir():
         path.write_bytes(b"no record")
     with pytest.raises(UserError, match="no image in any of 3 shards"):

@@ -52,9 +52,20 @@ SPARES = 16  # the minimum number of substitutes for a broken image, if the wind
 NOTHING = 2**30  # the `attempt` of a row if no image of its chunk can be decoded
 
 
-# A record of a window: the index of its group's first shard, its index among the interleaved
-# records of the group, the index of its shard, and the record itself.
-Windowed = tuple[int, int, int, Record]
+class Windowed(NamedTuple):
+    """A record of a shuffle window, and its position in the epoch.
+
+    Attributes:
+        group: The index of the first shard of the group that is read concurrently.
+        position: The index of the record among the interleaved records of the group.
+        shard: The index of the record's shard.
+        record: The record itself, whose own ``shard`` counts from the first shard of the group.
+    """
+
+    group: int
+    position: int
+    shard: int
+    record: Record
 
 
 class Streamed(NamedTuple):
@@ -111,17 +122,19 @@ class ShardStream:
         for epoch in itertools.count(epoch):  # noqa: B020
             order = np.random.default_rng([seed, epoch]).permutation(len(self.paths))
             mine = [self.paths[j] for j in order[process::processes]]
-            barren.update([] if shard or record or taken else mine)
+            if not (shard or record or taken):  # the epoch is read from its start
+                barren.update(mine)
             records = self._from(mine, shard, record)
             while batch := list(itertools.islice(records, window)):
-                shard, record, *_ = batch[0]
+                shard, record = batch[0].group, batch[0].position
                 shuffle = np.random.default_rng([seed, epoch, shard, record])
                 shuffled = shuffle.permutation(len(batch)).tolist()
                 for i, j in enumerate(shuffled[taken:], taken):
-                    *_, where, (_, which, image, label) = batch[j]
+                    _, number, image, label = batch[j].record
                     # TensorFlow takes UTF-8 only.
-                    name = f"{shown(mine[where])}, record {which}"
-                    barren = barren if not image else set()
+                    name = f"{shown(mine[batch[j].shard])}, record {number}"
+                    if image:
+                        barren.clear()
                     yield Streamed(image, label, name, (epoch, shard, record, i + 1), batch)
                 taken = 0
             shard, record, taken = 0, 0, 0
@@ -150,7 +163,7 @@ class ShardStream:
         for first in range(shard, len(paths), self._at_once):
             together = in_turns(self._read, paths[first : first + self._at_once])
             for index, one in itertools.islice(enumerate(together), record, None):
-                yield first, index, first + one.shard, one
+                yield Windowed(first, index, first + one.shard, one)
             record = 0
 
 
@@ -165,6 +178,11 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
         UserError: There are fewer shards than processes, or the first records of the shards hold no
             image.
     """
+    for key in ("index", "cache_gb", "disk_cache"):
+        if data[key]:
+            logging.warning(
+                "config.data.%s=%s is not used with config.data.streaming=True", key, data[key]
+            )
     shards = SOURCES.get(data.source).shards
     assert shards is not None, "can_jax.config.validate rejects sources without shards"
     root, names = shards.locate(data, split)
@@ -337,4 +355,4 @@ def _spares(window: list[Windowed], count: int) -> list[tuple[bytes, int]]:
     if count <= 0:
         return []
     chosen = window[:: max(1, len(window) // count)][:count]
-    return [(record.image, record.label) for *_, record in chosen]
+    return [(windowed.record.image, windowed.record.label) for windowed in chosen]

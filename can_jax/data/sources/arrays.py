@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from can_jax.data.formats.label_range import as_labels
 from can_jax.data.sources.base import ArraySource
@@ -31,7 +32,14 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     """
     root = existing_root(path)
     shards = shards_of_split(root, split)
-    images, labels, all_names = zip(*(_read(shard, channels) for shard in shards), strict=True)
+    unused: set[str] = set()
+    parts = [_read(shard, channels, unused) for shard in shards]
+    if unused:
+        logging.warning(
+            "%s: the arrays %s are not used; only images, labels and label_names are",
+            path, some(sorted(unused)),
+        )  # fmt: skip
+    images, labels, all_names = zip(*parts, strict=True)
     shapes = {shard.shape[1:] for shard in images}
     if len(shapes) > 1:
         raise UserError(f"the shards of {path} hold images of several shapes: {sorted(shapes)}")
@@ -111,8 +119,15 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
     return [root / name for name in chosen]
 
 
-def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _read(
+    shard: Path, channels: int, unused: set[str]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return the images, labels and class names in one npz file.
+
+    Args:
+        shard: The path of the file.
+        channels: The number of channels that the images must have.
+        unused: The set to which the names of other arrays are added.
 
     Raises:
         UserError: The file cannot be read, or an array has the wrong type or shape.
@@ -125,6 +140,7 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
         ) from error
     if "images" not in arrays:
         raise UserError(f"{shard} has no array 'images', only {', '.join(arrays) or 'nothing'}")
+    unused |= arrays.keys() - {"images", "labels", "label_names"}
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
         raise UserError(

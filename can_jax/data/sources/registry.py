@@ -179,6 +179,10 @@ def _tfds(data: ConfigDict, split: str) -> Source:
 
 
 def _mixture(data: ConfigDict, split: str) -> Source:
+    if data.index:
+        logging.warning(
+            "config.data.index=%s is not used for a mixture; set `index` in its parts", data.index
+        )
     blocks, weights = zip(*parts_of_mixture(data), strict=True)
     return MixtureSource([open_source(block, block.split or split) for block in blocks], weights)
 

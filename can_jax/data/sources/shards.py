@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -187,7 +188,7 @@ def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
     """Return a function that parses a `tf.train.Example` record.
 
     The returned function maps a record to its encoded image and label; a missing image becomes b"",
-    and a missing label -1.
+    and a label that is missing or not an integer becomes -1.
     """
     where = f"the feature {label_key!r}"
 
@@ -195,9 +196,20 @@ def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
         features = example_features(record)
         image = features[image_key].bytes_list.value if image_key in features else ()
         label = features[label_key].int64_list.value if label_key in features else ()
+        if not label and label_key in features:
+            _log_label_type(features[label_key].WhichOneof("kind"), where)
         return (image[0] if image else b"", as_label(int(label[0]), where) if label else -1)
 
     return parse
+
+
+@functools.cache
+def _log_label_type(kind: str | None, where: str) -> None:
+    """Log a warning, once for each feature, if a label is stored as another type than int64."""
+    if kind not in (None, "int64_list"):
+        logging.warning(
+            "%s is a %s, not an int64_list, so its labels count as unknown (-1)", where, kind
+        )
 
 
 def example_features(record: bytes) -> dict:
