@@ -168,18 +168,20 @@ def in_parallel(
     fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
     # Chunks that divide a batch save a copy, but very small chunks cost more than they save.
     size = fitting[-1] if 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
-    # The function needs no conversion by AutoGraph, which takes seconds.
-    as_it_is = tf.autograph.experimental.do_not_convert(chunk)
-    groups, waiting = elements if grouped else elements.batch(size), 0
+    # The functions need no conversion by AutoGraph, which takes seconds.
+    unconverted = tf.autograph.experimental.do_not_convert
+    groups, first_threads = elements if grouped else elements.batch(size), 0
     if first is not None:
-        read, waiting = tf.autograph.experimental.do_not_convert(first[0]), first[1]
-        groups = groups.map(read, num_parallel_calls=waiting, deterministic=True)
+        preprocess, first_threads = first
+        groups = groups.map(
+            unconverted(preprocess), num_parallel_calls=first_threads, deterministic=True
+        )
     chunks = groups.interleave(
-        as_it_is, cycle_length=threads, num_parallel_calls=threads, deterministic=True
+        unconverted(chunk), cycle_length=threads, num_parallel_calls=threads, deterministic=True
     )
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = threads + waiting
+    options.threading.private_threadpool_size = threads + first_threads
     options.threading.max_intra_op_parallelism = 1  # a chunk stays on its thread
     whole = chunks if size == rows and not grouped else chunks.rebatch(rows)
     return whole.with_options(options).prefetch(2)
@@ -366,11 +368,11 @@ class Repair:
         views = self._views
         if not encoded:
             return None
-        try:
-            if natively:
+        if natively:
+            try:
                 return self._from_bytes(encoded, position).numpy()
-        except (tensorflow().errors.OpError, UnicodeDecodeError):
-            pass  # the second is raised for error messages that quote bytes of the file
+            except (tensorflow().errors.OpError, UnicodeDecodeError):
+                pass  # the second is raised for error messages that quote bytes of the file
         try:
             image = pillow_pixels(
                 encoded, views.channels, views.max_pixels, views.exif, views.value_range

@@ -29,7 +29,7 @@ from can_jax.utils.tensorflow import tensorflow
 
 # The number of examples tried at a position of the stream before the run stops with an error.
 DECODE_ATTEMPTS = 16
-ORDERED = 4096  # positions whose examples are computed at once, 16 times faster than for 64
+ORDERED = 4096  # positions whose examples are computed at once, at 16 times the rate of 64 at once
 SHARE_ERROR = 0.05  # relative error of a mixture's share above which it is logged
 AHEAD = 2  # batches loaded and transferred ahead of the training step
 NAMED = 1000  # undecodable files logged by name; further ones are only counted

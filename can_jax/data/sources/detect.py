@@ -51,7 +51,8 @@ def kind_of(path: str) -> Kind:
         kind = _kind_of_name(name)
         counts[kind] += 1
         if kind == "folder":
-            images += [file] if len(images) < LOOKED else []
+            if len(images) < LOOKED:
+                images.append(file)
         elif not kind:
             others.append(name)
         if counts.total() >= MOST:

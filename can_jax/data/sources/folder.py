@@ -178,7 +178,8 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
     for _ in range(DEEPEST):
         folders = folders_in(parent)
         stated = [name for name in folders if split_of_file(name)]
-        beside = any(holds_image(parent, name) for name in folders if name not in stated and stated)
+        others = (name for name in folders if name not in stated)
+        beside = bool(stated) and any(holds_image(parent, name) for name in others)
         flat = [
             name for name in stated if beside and any(_loose_images(os.path.join(parent, name)))
         ]
@@ -241,15 +242,16 @@ def scan_folder(path: str, split: str) -> Table:
         UserError: The split contains no image.
     """
     root, names, others = images_of_split(path, split)
+    advice = remedy(others)
     if others:
         logging.warning(
             "%s: %d files that are not images by name or content are left out, such as %s%s",
-            shown(root), len(others), some(others, 3), f"; {remedy(others)}".rstrip("; "),
+            shown(root), len(others), some(others, 3), f"; {advice}" if advice else "",
         )  # fmt: skip
     if not names:
         raise UserError(
             f"no image below {shown(root)}: "
-            f"{remedy(others) or 'no file is named .jpg, .png, .webp or the like'}"
+            f"{advice or 'no file is named .jpg, .png, .webp or the like'}"
         )
     sizes = sizes_of(root, names)
     if (sizes < 0).any():

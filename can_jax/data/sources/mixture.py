@@ -7,8 +7,7 @@ from absl import logging
 
 from can_jax.data.sources.base import Examples, Fingerprint, Source
 from can_jax.data.sources.block import Block, merge
-from can_jax.data.sources.labels import Numbering, distinct, known_labels
-from can_jax.utils.errors import UserError
+from can_jax.data.sources.labels import Numbering, distinct, known_labels, names_of
 
 
 class MixtureSource(Source):
@@ -96,15 +95,15 @@ class MixtureSource(Source):
 
 
 def _classes(i: int, part: Source) -> tuple[np.ndarray, list[str]]:
-    """Return the class labels of a part in ascending order, and the name of each class."""
+    """Return the class labels of a part in ascending order, and the name of each class.
+
+    Raises:
+        UserError: A label of the part is not a valid index into its class names.
+    """
     labels = known_labels(part)
     occurring = distinct(labels) if labels is not None else np.zeros(0, np.int32)
     if part.label_names:
-        if len(occurring) and occurring[-1] >= len(part.label_names):
-            raise UserError(
-                f"part {i} of config.data.mixture has the label {occurring[-1]}, but only "
-                f"{len(part.label_names)} label_names: give every class a name, or omit label_names"
-            )
+        names_of(occurring, part.label_names, f"part {i} of config.data.mixture")  # checks labels
         return np.arange(len(part.label_names)), list(part.label_names)
     if labels is None:
         logging.warning(

@@ -139,11 +139,13 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
             while header := stream.read(HEADER):
                 start = stream.place - len(header)
                 length = record_length(header)
-                if length is not None and length > LARGEST:
-                    length = None  # treated as damage
-                # Checking the length before reading avoids a copy of the whole rest of the file.
-                whole = length is not None and stream.holds(HEADER + length + FOOTER, len(header))
-                if length is not None and whole:
+                # Checking the length before reading avoids a copy of the whole rest of the file. A
+                # record of more than `LARGEST` bytes counts as damage.
+                if (
+                    length is not None
+                    and length <= LARGEST
+                    and stream.holds(HEADER + length + FOOTER, len(header))
+                ):
                     content = intact_content(stream.read(length + FOOTER))
                     if content is None:
                         log.place(f": {WRONG_SUM}, at byte {start}")
@@ -173,8 +175,11 @@ def _skip_to_record(stream: _Ahead) -> bool:
         for start in candidates(block):
             length = record_length(block[start : start + HEADER])
             back = len(block) - start
-            whole = length is not None and length <= LARGEST
-            if whole and stream.holds(HEADER + (length or 0) + FOOTER, back):
+            if (
+                length is not None
+                and length <= LARGEST
+                and stream.holds(HEADER + length + FOOTER, back)
+            ):
                 stream.give_back(back)
                 return True
         if len(block) < size:

@@ -18,6 +18,7 @@ from can_jax.data.storage.walk import is_folder_entry
 from can_jax.utils.errors import UserError
 
 NAMED_FOLDERS = 3  # folders that a message about an index names
+REBUILD = "rebuild it with python -m can_jax.data.index"
 
 
 def stored_table(
@@ -49,17 +50,14 @@ def stored_table(
         return table
     current = shard_sizes([os.path.join(root, name) for name in shards])
     sizes = dict(zip(shards, current.tolist(), strict=True))
-    for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
+    if unmatched := sorted(sizes.keys() ^ facts["sizes"].keys()):
         raise UserError(
-            f"{folder} does not match the data: only one of the two contains {name}; rebuild it "
-            "with python -m can_jax.data.index"
+            f"{folder} does not match the data: only one of the two contains {unmatched[0]}; "
+            f"{REBUILD}"
         )
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
-            raise UserError(
-                f"{folder} is older than {os.path.join(root, name)}; rebuild it with "
-                f"python -m can_jax.data.index"
-            )
+            raise UserError(f"{folder} is older than {os.path.join(root, name)}; {REBUILD}")
     in_order = [sizes[table.names[i]] for i in range(len(table.names))]
     return dataclasses.replace(table, size=np.array(in_order, np.int64))
 
@@ -101,11 +99,10 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
         facts: The content of the index's `index.json`.
         folder: The indexed folder that contains the folders of the classes; None for shards.
     """
-    advice = "rebuild it with python -m can_jax.data.index"
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
             "%s was written by an older version, which missed images in tars and distinguished "
-            "fewer splits; %s, which changes the order of examples", index, advice,
+            "fewer splits; %s, which changes the order of examples", index, REBUILD,
         )  # fmt: skip
     if facts.get("undecodable"):
         logging.warning(
@@ -119,5 +116,5 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(
                 "%s lacks %d folders that are now beside those of its classes, such as %s; %s",
-                index, len(new), ", ".join(names), advice,
+                index, len(new), ", ".join(names), REBUILD,
             )  # fmt: skip

@@ -26,7 +26,7 @@ IMAGE_START = re.compile(
     re.DOTALL,
 )
 STAT_THREADS = 16
-STAT_BLOCK = 256  # files whose sizes one task of a thread requests
+STAT_BLOCK = 256  # files in a task of the thread pool that requests sizes
 LISTING_SECONDS = 60.0
 Result = TypeVar("Result")
 
@@ -147,9 +147,8 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
 def starts_as_image(path: str) -> bool:
     """Return whether the first bytes of a file are those of a known image format."""
     try:
-        if not is_remote(path) and not os.path.isfile(
-            path
-        ):  # opening a pipe would block until a writer opens it
+        # Opening a pipe would block until a writer opens it.
+        if not is_remote(path) and not os.path.isfile(path):
             return False
         with open_file(path) as file:
             return bool(IMAGE_START.match(file.read(64)))
@@ -177,10 +176,10 @@ def _tree(root: str) -> dict[str, dict[str, int]]:
     Args:
         root: The URL of the remote folder, without a trailing slash.
     """
-    for known, (until, tree) in list(_TREES.items()):
+    for cached, (until, tree) in list(_TREES.items()):
         if time.monotonic() > until:
-            del _TREES[known]
-        elif f"{root}/".startswith(f"{known}/"):
+            del _TREES[cached]
+        elif f"{root}/".startswith(f"{cached}/"):
             return {
                 folder: sizes
                 for folder, sizes in tree.items()

@@ -34,7 +34,7 @@ AHEAD_THREADS = 64
 OPEN_FILES = 256  # files kept open at once; fewer if the process limit is low
 SHARE = 4  # at most 1 / SHARE of the process's file descriptors are kept open
 WAITS = (0.1, 0.5, 2.0, 8.0, 20.0)  # seconds to wait before each retry
-SAID = 2.0  # seconds of wait from which a retry is logged
+LOGGED_WAIT = 2.0  # seconds; a retry after a shorter wait is not logged
 # Transient errors: of a network or a remote store, or because all descriptors are in use.
 FULL = (errno.EMFILE, errno.ENFILE)
 TRANSIENT = (
@@ -59,8 +59,8 @@ def patiently(call: Callable[[], Result]) -> Result:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 OpenFiles.release()
-            if passes(error) and wait is not None:
-                if wait >= SAID:
+            if is_transient(error) and wait is not None:
+                if wait >= LOGGED_WAIT:
                     logging.warning("%s; retrying in %.0f s", shown(one_line(error)), wait)
                 time.sleep(wait)
                 continue
@@ -73,7 +73,7 @@ def patiently(call: Callable[[], Result]) -> Result:
     raise AssertionError
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Return whether an error is transient, so that a retry can succeed."""
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
@@ -113,7 +113,7 @@ def stop_if_storage_fails(where: str, error: Exception) -> None:
         UserError: The error is in `TRANSIENT`, such as an I/O error. Nothing is raised for other
             errors, such as a missing file.
     """
-    if passes(error):
+    if is_transient(error):
         raise unreadable(where, error) from error
 
 
@@ -189,9 +189,8 @@ class LocalFile:
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-        with open(
-            self._path, "rb", buffering=0
-        ) as file:  # reopening gets a valid handle from the server
+        # Reopening gets a valid handle from the server.
+        with open(self._path, "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(length) or b""
 
@@ -281,8 +280,6 @@ class _RemoteRaw(_Raw):
     """An unbuffered stream over a remote object, which requests the next blocks ahead of sequential
     reads."""
 
-    _threads = functools.cache(lambda: ThreadPoolExecutor(AHEAD_THREADS, "read-ahead"))
-
     def __init__(self, url: str):
         super().__init__(url)
         self._blocks: dict[int, Future[bytes]] = {}
@@ -296,8 +293,14 @@ class _RemoteRaw(_Raw):
         return memoryview(self._blocks[index].result())[start : start + most]
 
     def _request(self, number: int) -> "Future[bytes]":
-        threads = type(self)._threads()
-        return threads.submit(self._file.read, number * REMOTE_BLOCK, REMOTE_BLOCK)
+        return _read_ahead().submit(self._file.read, number * REMOTE_BLOCK, REMOTE_BLOCK)
+
+
+@functools.cache
+def _read_ahead() -> ThreadPoolExecutor:
+    """Return the thread pool for requests ahead of sequential reads; all streams share this
+    pool."""
+    return ThreadPoolExecutor(AHEAD_THREADS, "read-ahead")
 
 
 def open_file(path: str) -> io.BufferedReader:
