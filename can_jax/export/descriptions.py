@@ -61,11 +61,18 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
         contents: The exported part: ``encoder``, ``full`` with the decoder, or ``classifier``.
 
     Raises:
-        UserError: The encoder or its head has an option that no transformers class supports.
+        UserError: The encoder or its head has an option that no transformers class supports, or
+            that `ViTMAEForPreTraining` would apply to the decoder too.
     """
     config, size, facts = model.config, encoder_size(model.config.model), model.facts()
     refuse_options(model, "huggingface", {"epsilon", "gelu", "layer_scale", "registers"})
     full = contents == "full"
+    # One setting of `ViTMAEForPreTraining` applies to both, but can_jax's decoder has no options.
+    if full and (shared := sorted({"epsilon", "gelu"} & facts["options"].keys())):
+        raise UserError(
+            f"--format=huggingface does not support --contents=full for an encoder with "
+            f"{shared[0]}, which its decoder lacks: set --contents=encoder"
+        )
     kind = "ViTMAEForPreTraining" if full else "ViTModel"
     settings: dict[str, Any] = {
         "architectures": [kind], "model_type": "vit_mae" if full else "vit",

@@ -79,8 +79,8 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
     `ViTForImageClassification`.
 
     Raises:
-        UserError: The images are not square, there is no decoder, or no transformers class supports
-            an option of the encoder.
+        UserError: The images are not square, no transformers class supports an option of the
+            encoder, or ``contents`` is ``full`` and the run has no decoder that predicts pixels.
     """
     full = contents == "full"
     height, width = model.config.data.image_size

@@ -148,7 +148,8 @@ def by_plain_reader(
     """
     # `read_weights` also converts the arrays by the facts that the folder states.
     arrays = read_weights(file).arrays
-    for name, array in pooler(encoder_size(model.config.model).width).items() if pooled else ():
+    identity = pooler(encoder_size(model.config.model).width) if pooled else {}
+    for name, array in identity.items():
         if name not in arrays or not np.array_equal(arrays[name], array):
             raise UserError(f"{file}: {name} does not return the class token")
     return by_plain(model, arrays, sample, contents)

@@ -15,6 +15,7 @@ import can_jax
 from can_jax.export import numpy_vit as plain
 from can_jax.export import readers
 from can_jax.export import verify as checking
+from can_jax.export.descriptions import huggingface_config
 from can_jax.export.formats import FORMATS, ONNX_PACKAGES
 from can_jax.export.model import Given, open_model
 from can_jax.export.model_card import Statement, card_of, results_of
@@ -79,6 +80,16 @@ def test_noise_level_of_visible_patches_alone_is_exported(model, tmp_path):
     file = FORMATS["huggingface"](visible, "full", epath.Path(tmp_path))
     checked = checking.check(visible, "huggingface", "full", epath.Path(tmp_path), file)
     assert 0 < max(checked["largest_error"].values()) < 1e-5
+
+
+@pytest.mark.parametrize("option", [("gelu", "tanh"), ("epsilon", 1e-5)])
+def test_option_of_the_encoder_alone_is_refused_with_its_decoder(opened, option):
+    config = opened.config.copy_and_resolve_references()
+    config.model.backbone_options = (option,)
+    model = dataclasses.replace(opened, config=config)
+    assert huggingface_config(model, "encoder")["architectures"] == ["ViTModel"]
+    with pytest.raises(UserError, match=f"full for an encoder with {option[0]}, which its decoder"):
+        huggingface_config(model, "full")
 
 
 def read(place):
