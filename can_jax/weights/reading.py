@@ -139,7 +139,7 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
 def _unwrapped(arrays: Arrays) -> Arrays:
     """Remove the prefix, such as ``module.backbone.``, of an encoder inside a larger model.
 
-    Of the names of other arrays, the shared part of the prefix is removed.
+    The names of other arrays lose the part of this prefix with which they begin.
 
     Raises:
         UserError: The arrays are those of several encoders, or two get the same name.
@@ -163,7 +163,10 @@ def _unwrapped(arrays: Arrays) -> Arrays:
 
 
 def _shards(path: epath.Path) -> Arrays:
-    """Read and merge all shards that an index file lists."""
+    """Read and merge all shards that an index file lists.
+
+    If several shards hold an array of the same name, the index determines the one to use.
+    """
     try:
         files = read_json(path)["weight_map"]
         names = sorted(set(files.values()))
@@ -176,7 +179,9 @@ def _shards(path: epath.Path) -> Arrays:
         shard = path.parent / name
         if "/" in name or "\\" in name or not shard.exists():
             raise UserError(f"{path} names {name}, which is not in the same folder")
-        arrays |= _one_file(shard).arrays
+        for key, array in _one_file(shard).arrays.items():
+            if key not in arrays or files.get(key) == name:
+                arrays[key] = array
     if missing := sorted(files.keys() - arrays.keys()):
         raise UserError(f"{path} names {missing[0]}, which is not in {files[missing[0]]}")
     return arrays

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays
@@ -43,6 +43,15 @@ def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):
     np.testing.assert_array_equal(found["norm.bias"], arrays["norm.bias"])
     with pytest.raises(UserError, match=r"00001-of-00002\.safetensors is one of 2 shards: use"):
         read_arrays(epath.Path(tmp_path / "model-00001-of-00002.safetensors"))
+
+
+def test_array_in_two_shards_is_that_of_the_index(tmp_path):
+    arrays = vit()
+    index = shards(tmp_path, arrays)
+    name = min(arrays)  # it is in the first shard
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    save_file(load_file(second) | {name: np.full_like(arrays[name], 9)}, second)
+    np.testing.assert_array_equal(read_arrays(index)[name], arrays[name])
 
 
 @pytest.mark.parametrize(
