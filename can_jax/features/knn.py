@@ -116,9 +116,8 @@ def _vote(
     temperature: float,
 ) -> Int[np.ndarray, " queries"]:
     """Return, for each query, the label whose neighbors have the largest sum of weights."""
-    weights = np.exp(
-        (similarity - similarity[:, :1]) / temperature
-    )  # normalized so that the largest is 1
+    # The nearest neighbor comes first, so the largest weight is 1.
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)
     # Each class uses the column of its rank among the classes of its row, so k columns suffice.
     order = np.argsort(labels, axis=1, kind="stable")
     ranked = np.take_along_axis(labels, order, axis=1)

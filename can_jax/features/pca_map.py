@@ -20,7 +20,7 @@ def pca_colors(
 
     Returns:
         The RGB colors, with values in [0, 1]. Red, green and blue show the first, second and third
-            principal component.
+        principal component.
     """
     rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     rows = rows - rows.mean(axis=0)

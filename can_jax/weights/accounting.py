@@ -31,15 +31,15 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
     unused = sorted(set(arrays) - set(used))
     if unknown := [name for name in unused if not OUTSIDE.fullmatch(name)]:
         more = len(unknown) - 1
-        others = f", nor {'has' if more == 1 else 'have'} {more} other{'s'[: more > 1]}"
+        others = {0: "", 1: ", nor has 1 other"}.get(more, f", nor have {more} others")
         raise UserError(
-            f"{unknown[0]} has no counterpart in this encoder{others if more else ''}: features "
-            "would be wrong without it"
+            f"{unknown[0]} has no counterpart in this encoder{others}: features would be wrong "
+            "without it"
         )
 
 
 def _tolerance(positions: np.ndarray) -> float:
-    """Return the tolerance for positions, which depends on the float type that holds them
+    """Return the tolerance for positions, which is larger if a 16-bit float type can represent them
     exactly."""
     for dtype, bound in ((ml_dtypes.bfloat16, 2.5e-3), (np.float16, 3e-4)):
         if np.array_equal(positions.astype(dtype).astype(positions.dtype), positions):
@@ -92,6 +92,7 @@ def _nearest_table(positions: np.ndarray, width: int) -> tuple[tuple[int, int] |
     for first in (1, 0):
         patches = positions[0, first:].astype(np.float64)
         for height in _heights(len(patches)):
+            # The search would evict the tables in use from the cache, so it bypasses the cache.
             table = sincos_2d.__wrapped__((height, len(patches) // height), width)
             error = float(np.abs(patches - table).max())
             if first:  # The class token has no position: its row must be zero.

@@ -39,12 +39,10 @@ TYPES = {
 
 USUAL = ("model", "state_dict", "module")  # The keys under which training code saves the weights.
 WEIGHTS = r"(.*\.)?(weight|bias)"  # Names in a model, unlike in an optimizer or loss.
-WRAPPED = re.compile(
-    r"^((module|_orig_mod)\.)+"
-)  # Prefixes of DistributedDataParallel and torch.compile.
-MOST_ITEMS = (
-    1_000_000  # The limit on the items of all dicts; a shared dict counts once for each path to it.
-)
+# Prefixes of DistributedDataParallel and torch.compile.
+WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")
+# The limit on the items of all dicts; a shared dict counts once for each path to it.
+MOST_ITEMS = 1_000_000
 DEEPEST = 100  # The limit on the nesting of dicts.
 
 

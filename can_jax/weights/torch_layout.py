@@ -99,7 +99,7 @@ def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
 
 
 def encoder_names(depth: int, options: Mapping[str, Any]) -> set[str]:
-    """Return MAE's names of all arrays of an encoder, except the positions.
+    """Return the names that the arrays of an encoder have in MAE's code, without `pos_embed`.
 
     Args:
         depth: The number of blocks.

@@ -54,7 +54,10 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
             if f"fc_norm.{suffix}" in arrays:
                 arrays[f"norm.{suffix}"] = arrays.pop(f"fc_norm.{suffix}")
     _add_biases(arrays, depth, stated, bool(options.get("pre_norm")))
-    for name in COMPARED[1:]:
+    for name in COMPARED:
+        # `_add_biases` has compared the biases, which are no option.
+        if name == "qkv_bias":
+            continue
         if name in facts and bool(facts[name]) != bool(options.get(name)):
             there = "have no such parameter" if facts[name] else "have such a parameter"
             raise UserError(f"{stated.keys[name]}={facts[name]}, but the arrays {there}")
@@ -116,23 +119,15 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
     registers = options.get("registers", 0)
     depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
     size = stated.facts.get("image_size")
-    prefixes = dict.fromkeys((1, 1 + registers, 0))
-    for prefix in prefixes:
-        if size is not None and (size[0] // patch) * (size[1] // patch) == len(table) - prefix:
-            grid = size[0] // patch, size[1] // patch
-            break
-    else:
-        for prefix in prefixes:
-            side = round(np.sqrt(max(0, len(table) - prefix)))
-            if side and side**2 == len(table) - prefix:
-                grid = side, side
-                break
-        else:
-            refuse_unused(arrays, encoder_names(depth, options))  # It may be a token's position.
-            raise UserError(
-                f"pos_embed has {len(table)} learned rows, which do not form a square grid, and no "
-                "file states a matching image size: use a folder with config.json"
-            )
+    stated_grid = None if size is None else (size[0] // patch, size[1] // patch)
+    found = _grid_of_rows(len(table), (1, 1 + registers, 0), stated_grid)
+    if found is None:
+        refuse_unused(arrays, encoder_names(depth, options))  # It may be a token's position.
+        raise UserError(
+            f"pos_embed has {len(table)} learned rows, which do not form a square grid, and no "
+            "file states a matching image size: use a folder with config.json"
+        )
+    prefix, grid = found
     # The class token and the registers always have the same position, so it is added here.
     if prefix:
         _require_width(arrays, "cls_token", width)
@@ -143,6 +138,30 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
     rows = [np.zeros_like(table[:1]), table[prefix:]]
     arrays["pos_embed"] = np.concatenate(rows)[None]
     return grid
+
+
+def _grid_of_rows(
+    rows: int, prefixes: tuple[int, ...], stated: tuple[int, int] | None
+) -> tuple[int, tuple[int, int]] | None:
+    """Return the number of rows of positions before those of the patches, and the patch grid.
+
+    Args:
+        rows: The number of rows of positions.
+        prefixes: The numbers of rows that may precede those of the patches, the most usual first.
+        stated: The grid (height, width) that files state; None if they state none.
+
+    Returns:
+        The first number in ``prefixes`` with which the other rows form the stated grid or else a
+        square grid, and this grid; None if there is no such number.
+    """
+    for prefix in prefixes:
+        if stated is not None and stated[0] * stated[1] == rows - prefix:
+            return prefix, stated
+    for prefix in prefixes:
+        side = round(np.sqrt(max(0, rows - prefix)))
+        if side and side**2 == rows - prefix:
+            return prefix, (side, side)
+    return None
 
 
 def _require_width(arrays: Arrays, name: str, width: int) -> None:
