@@ -1,7 +1,7 @@
 """The flags of a command, including flags for paths and recipes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
@@ -44,11 +44,20 @@ class PathListParser(flags.ListParser):
 
 
 class RecipeParser(flags.ArgumentParser[ConfigDict]):
-    """A flag parser that loads a recipe, given as a file or as the name of a shipped recipe."""
+    """A flag parser that loads a recipe, given as a file or as the name of a shipped recipe.
+
+    Args:
+        kind: The kind of configuration, a key of `can_jax.config.shipped.KINDS`.
+        also: Another accepted kind, if any.
+
+    Attributes:
+        config: The recipe that was loaded last, also if an option then fails to set one of its
+            keys; None before the first one.
+    """
 
     def __init__(self, kind: str, also: str | None = None):
         self.kind, self.also = kind, also
-        self.config: ConfigDict | None = None  # The last one, even if setting a key fails.
+        self.config: ConfigDict | None = None
 
     def parse(self, path: str) -> ConfigDict:
         """Return the locked configuration: existing keys can be set, but none can be added."""
@@ -148,6 +157,24 @@ class Flags:
         return flags.DEFINE_float(
             name, default, help, lower_bound=lower_bound, flag_values=self.values
         )
+
+    def given(self, name: str) -> bool:
+        """Return whether the command line sets a flag, even if to its default."""
+        return bool(self.values[name].present)
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Reject flags that would have no effect.
+
+        Args:
+            names: The names of the flags.
+            reason: The rest of the sentence "--name has no effect", such as ``on a folder``.
+
+        Raises:
+            UserError: The command line sets one of the flags.
+        """
+        for name in names:
+            if self.given(name):
+                raise UserError(f"--{name} has no effect {reason}: leave it out")
 
     def recipe(self, kind: str, prefix: str = "", also: str | None = None) -> "Recipe":
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a

@@ -11,8 +11,8 @@ from can_jax.utils.cpu import schedulable_cores, usable_cores
 
 TUNABLES = "GLIBC_TUNABLES"
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# Allocations between garbage collections. Python's default costs a tenth of the time to the first
-# step.
+# The number of allocations between garbage collections. With Python's default, collections take a
+# tenth of the time to the first step.
 NEW_OBJECTS = 100_000
 
 
@@ -61,9 +61,9 @@ def on_demand() -> bool:
     2.35 or newer.
     """
     try:
-        kind, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         enabled = ENABLED.read_text()
     except (AttributeError, OSError, ValueError):  # The system is not Linux, or not glibc.
         return False
     release = tuple(int(part) for part in version.split(".")[:2])
-    return kind == "glibc" and release >= (2, 35) and "[madvise]" in enabled
+    return library == "glibc" and release >= (2, 35) and "[madvise]" in enabled

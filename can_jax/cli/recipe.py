@@ -57,10 +57,10 @@ def load(name: str, kind: str, also: str | None = None, flag: str = CONFIG) -> C
         raise UserError(f"{option}: get_config() of {path} does not return a ConfigDict")
     actual = kind_of(config)
     if actual not in (None, kind, also):
-        wanted, taken = KINDS[kind], KINDS[str(actual)]
+        expected, other = KINDS[kind], KINDS[str(actual)]
         raise UserError(
-            f"{option} is {taken.one}, for python -m {taken.command}; here {wanted.one} is needed, "
-            f"such as {', '.join(names_of(kind))}"
+            f"{option} is {other.one}, for python -m {other.command}; here {expected.one} is "
+            f"needed, such as {', '.join(names_of(kind))}"
         )
     return config
 

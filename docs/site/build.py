@@ -206,10 +206,10 @@ All keys of an evaluation recipe. The blocks are those of the protocols;
 
 def commands_page() -> str:
     """Return the reference of all commands, each with its own help."""
-    from can_jax.cli.start import PLACES, Entry
+    from can_jax.cli.start import COMMANDS, Entry
 
     parts = []
-    for name, place in PLACES.items():
+    for name, info in COMMANDS.items():
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             code = Entry(name)(["--help"])
@@ -217,8 +217,8 @@ def commands_page() -> str:
             raise SystemExit(f"can-jax {name} --help ended with code {code}")
         text = KEYS_IN_HELP.sub("", output.getvalue()).strip().replace(str(ROOT), "")
         parts.append(
-            f"## `can-jax {name}`\n\nPurpose: {place.purpose}. The same as "
-            f"`python -m {place.module}`.\n\n```text\n{text}\n```"
+            f"## `can-jax {name}`\n\nPurpose: {info.purpose}. The same as "
+            f"`python -m {info.module}`.\n\n```text\n{text}\n```"
         )
     listed = "\n\n".join(parts)
     return f"""# Commands

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import can_jax
-from can_jax.cli.start import PLACES, Entry, console
+from can_jax.cli.start import COMMANDS, Entry, console
 from tests.helpers.runs import ROOT
 
 GUEST = """
@@ -41,20 +41,20 @@ print("calls", [pair for pair in zip(before, state()) if pair[0] != pair[1]])
 
 
 def test_every_command_is_a_function_that_returns_its_exit_code(capsys):
-    for name, place in PLACES.items():
+    for name, info in COMMANDS.items():
         main = Entry(name)
         assert main(["--help"]) == 0, name
-        assert f"python -m {place.module}" in capsys.readouterr().out
+        assert f"python -m {info.module}" in capsys.readouterr().out
         assert main(["--version"]) == 0
         assert capsys.readouterr().out == f"can_jax {can_jax.__version__}\n"
         assert main(["--no_such_option=1"]) == 1
         assert "unknown option --no_such_option" in capsys.readouterr().err
 
 
-def test_every_place_holds_its_command():
-    for name, place in PLACES.items():
-        spec = importlib.util.find_spec(place.module)
-        module = f"{place.module}.__main__" if spec.submodule_search_locations else place.module
+def test_every_module_holds_its_command():
+    for name, info in COMMANDS.items():
+        spec = importlib.util.find_spec(info.module)
+        module = f"{info.module}.__main__" if spec.submodule_search_locations else info.module
         assert importlib.import_module(module).main.name == name
 
 
@@ -87,7 +87,7 @@ def test_console():
 
     assert run("--version").stdout == f"can_jax {can_jax.__version__}\n"
     listed = run().stdout
-    assert all(f"  {name} " in listed for name in PLACES)
+    assert all(f"  {name} " in listed for name in COMMANDS)
     wrong = run("evalute")
     assert wrong.returncode == 1 and wrong.stdout == ""
     assert wrong.stderr == (
@@ -98,9 +98,9 @@ def test_console():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--verson"], "--verson is no command: did you mean --version? see can-jax --help"),
-        (["--config=vit_s"], "--config=vit_s is no command: the command comes first, as in"),
-        (["--workdir=\x1b[31m"], "--workdir=\\x1b[31m is no command"),
+        (["--verson"], "--verson is not a command: did you mean --version? see can-jax --help"),
+        (["--config=vit_s"], "--config=vit_s is not a command: the command comes first, as in"),
+        (["--workdir=\x1b[31m"], "--workdir=\\x1b[31m is not a command"),
     ],
 )
 def test_option_in_the_place_of_a_command(arguments, message, monkeypatch, capsys):

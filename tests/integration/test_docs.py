@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.cli.start import PACKAGE, PLACES
+from can_jax.cli.start import COMMANDS, PACKAGE
 from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.monitoring.glossary import METRICS
 from can_jax.utils.registry import Registry
@@ -24,7 +24,7 @@ from tests.helpers.runs import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:can-jax|python -m can_jax)[^`\n]* [^`]*)`")
-MODULES = {place.module: name for name, place in PLACES.items()}
+MODULES = {place.module: name for name, place in COMMANDS.items()}
 BUILD = runpy.run_path(str(ROOT / "docs/site/build.py"))
 CHECK = runpy.run_path(str(ROOT / "docs/site/check.py"))
 
@@ -44,7 +44,7 @@ def commands():
     for page in PAGES:
         for line in lines_of(page):
             words = shlex.split(re.sub(r"[\[\]]|, on each machine", "", line), comments=True)
-            if words[:1] == ["can-jax"] and len(words) > 1 and words[1] in PLACES:
+            if words[:1] == ["can-jax"] and len(words) > 1 and words[1] in COMMANDS:
                 yield page.name, words[1], words[2:]
             elif words[:2] == ["python", "-m"] and words[2].startswith("can_jax"):
                 yield page.name, MODULES[words[2]], words[3:]

@@ -265,6 +265,9 @@ def test_results_are_beside_the_runs_unless_they_are_named(tmp_path):
     assert "nothing to do" in study(runs)
     elsewhere = f"--results={tmp_path / 'none'}"
     assert "CAN: 0 of 1 runs" in study("--pending", runs, elsewhere)
+    listed = ["--pending", f"--report={tmp_path / 'page.md'}", elsewhere]
+    done = main_in_process("can_jax.study", f"--config={file}", *listed)
+    assert "CAN: 0 of 1" in done.stdout and "lacks results of the arm 'CAN'" in done.stderr
     refused = main_in_process("can_jax.study", f"--config={file}", "--pending")
     assert "give the folder of the results" in refused.stderr
 

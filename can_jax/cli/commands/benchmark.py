@@ -34,6 +34,11 @@ from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import apart, phase
 
+# The flags that only one of the benchmarks reads, by benchmark.
+OWN_FLAGS = {
+    "input": ("path", "source", "name", "image_size", "batch_size", "threads"),
+    "step": ("config", "batch", "peer", "peer_compiled", "parts"),
+}
 ENCODED = [name for name, kind in SOURCES.items() if kind.holds_files]
 
 COMMAND = Command(__doc__, "SUBJECT")
@@ -162,6 +167,9 @@ def main(subject: str) -> None:
     measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
     if subject not in measures:
         raise UserError(f"unknown benchmark {subject!r}: choose one of {', '.join(measures)}")
+    for other, names in OWN_FLAGS.items():
+        if other != subject:
+            FLAGS.refuse(names, f"on `benchmark {subject}`, only on `benchmark {other}`")
     with apart(_JSON.value), phase(f"benchmark of the {subject}"):
         results, rows = measures[subject]()
     if _JSON.value:

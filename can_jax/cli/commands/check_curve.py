@@ -18,7 +18,7 @@ from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.study.reference_ranges import compared, outside, ranges_of
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import checked_path, replace_text
+from can_jax.utils.files import checked_path, read_json, replace_text
 
 COMMAND = Command(__doc__, "RANGES")
 FLAGS = COMMAND.flags
@@ -31,7 +31,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main(curves: str) -> None:
-    """Compare runs with reference ranges, or derive and write such ranges."""
+    """Compare runs with reference ranges; with ``--write``, derive such ranges from them."""
     if not _RUN.value:
         raise UserError("--run=DIR is missing: give a run directory")
     runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
@@ -39,6 +39,7 @@ def main(curves: str) -> None:
         if not run:
             raise UserError(f"--run={name}: metrics.jsonl is missing or empty")
     if _WRITE.value:
+        FLAGS.refuse(["json"], "with --write, which prints nothing")
         path = epath.Path(checked_path(curves))
         if len(runs) < 2:
             raise UserError(
@@ -50,23 +51,25 @@ def main(curves: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, indent=1) + "\n")
         return
-    ranges = json.loads(find(curves, "ranges", curves).read_text())["bands"]
-    left: dict[str, dict[str, Any]] = {
+    ranges = read_json(epath.Path(find(curves, "ranges", curves))).get("bands")
+    if not isinstance(ranges, dict):
+        raise UserError(f"{curves} is not a file of reference ranges: it has no object 'bands'")
+    checks: dict[str, dict[str, Any]] = {
         name: {"values": compared(ranges, run), "outside": outside(ranges, run)}
         for name, run in zip(_RUN.value, runs, strict=True)
     }
     if _JSON.value:
-        print(json.dumps(left, indent=2))
+        print(json.dumps(checks, indent=2))
     else:
         rows = {
-            n: "\n".join(f["outside"]) or f"all {f['values']} values are in range"
-            for n, f in left.items()
+            name: "\n".join(check["outside"]) or f"all {check['values']} values are in range"
+            for name, check in checks.items()
         }
         table = fact_table("Comparison with the reference ranges", rows)
         plain_console(width=120, highlight=False).print(table)
-    if wrong := [name for name, check in left.items() if check["outside"]]:
+    if wrong := [name for name, check in checks.items() if check["outside"]]:
         raise UserError(f"{', '.join(wrong)}: some metrics are outside their reference ranges")
-    if empty := [name for name, check in left.items() if not check["values"]]:
+    if empty := [name for name, check in checks.items() if not check["values"]]:
         raise UserError(
             f"{', '.join(empty)}: no metric is logged yet at a step with a reference range"
         )

@@ -41,8 +41,8 @@ def main() -> None:
         report = check(str(SHIPPED), x64=False)
     mend = {finding.name: finding.mend for finding in findings if finding.mend}
     if _JSON.value:
-        found = {finding.name: finding.value for finding in findings}
-        print(json.dumps({"found": found, "mend": mend, "selfcheck": report}, indent=2))
+        values = {finding.name: finding.value for finding in findings}
+        print(json.dumps({"found": values, "mend": mend, "selfcheck": report}, indent=2))
     else:
         worst = max(report["max_relative_error"].values())
         count = len(report["max_relative_error"])

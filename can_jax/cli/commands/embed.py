@@ -54,6 +54,9 @@ def main() -> None:
     output = Path(_OUTPUT.value)
     check_output(output)
     config = _CONFIG.read() if _CONFIG.given else default_evaluation()
+    for flag, key in (("data", "data.path"), ("features", "features")):
+        if FLAGS.given(flag) and key in _CONFIG.overrides:
+            raise UserError(f"--{flag} and --config.{key} set the same value: give one of them")
     with config.ignore_type():
         if _DATA.value is not None:
             if config.data.source not in (None, "folder"):

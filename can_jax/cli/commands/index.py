@@ -75,6 +75,13 @@ def main(path: str) -> None:
     """Locate the files of a data set, and build their index."""
     value_range, workers = _value_range(_RANGE.value), _WORKERS.read()
     source, split = _SOURCE.value or guess_source(path), _SPLIT.value
+    if source != "tfds":
+        FLAGS.refuse(["name"], f"on the source {source}, only on tfds")
+    if source != "tfrecord":
+        FLAGS.refuse(["image_key", "label_key"], f"on the source {source}, only on tfrecord")
+    if _VERIFY.value == "none":
+        unread = ["drop_duplicates", "max_pixels", "range"]
+        FLAGS.refuse(unread, "with --verify=none, which reads no image")
     image_key: str = _IMAGE_KEY.value
     label_key: str | None = _LABEL_KEY.value
     file_labels: np.ndarray | None = None

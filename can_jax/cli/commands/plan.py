@@ -62,7 +62,9 @@ _ENCODER = FLAGS.path(
     "The pretraining recipe, or the run directory, of the encoder that an evaluation protocol "
     "trains.",
 )
-_CLASSES = FLAGS.integer("classes", None, "The number of classes of a protocol; by default 1000.")
+_CLASSES = FLAGS.integer(
+    "classes", None, "The number of classes of a protocol; by default 1000.", lower_bound=1
+)
 _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
 _SLICES = FLAGS.integer(
     "slices",
@@ -89,6 +91,7 @@ _TRIES = FLAGS.integer(
     None,
     "The maximum number of combinations of settings to compile; by default 12 with --search, else "
     "4.",
+    lower_bound=0,
 )
 _TOP = FLAGS.integer("top", 0, "The number of most expensive instructions to list.", lower_bound=0)
 _DUMP_HLO = FLAGS.path("dump_hlo", "The file to which the text of the compiled step is written.")
@@ -115,6 +118,8 @@ def main() -> None:
             f"--mfu={mfu} has no effect on {topology.name}: the time of a step is estimated from "
             "the compiled program; leave --mfu out"
         )
+    if not topology.exact:
+        FLAGS.refuse(["top"], f"on {topology.name}, since no instruction's time is estimated")
     out = plain_console(width=None if sys.stdout.isatty() else 120)
     progress = plain_console(stderr=True)
 
@@ -150,8 +155,10 @@ def main() -> None:
     if _JSON.value:
         print(json.dumps(values, indent=2))
     if not plan.fits:
-        needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
-        raise UserError(f"the step does not fit into memory: {needed}. {values['advice']}")
+        raise UserError(
+            f"the step does not fit into memory: it needs {gib(plan.memory.total)} on each device, "
+            f"which has {gib(plan.memory.limit)}. {values['advice']}"
+        )
 
 
 def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
@@ -160,14 +167,14 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
     Args:
         config: The recipe of a pretraining run, or a protocol that trains a classifier.
     """
-    of_protocol = kind_of(config) == "protocol"
+    is_protocol = kind_of(config) == "protocol"
     for name, flag in (("encoder", _ENCODER), ("classes", _CLASSES)):
-        if flag.value is not None and not of_protocol:
+        if flag.value is not None and not is_protocol:
             raise UserError(
                 f"--{name}={flag.value} has no effect on a pretraining recipe: leave it out, or "
                 "give a protocol, such as --config=finetune_imagenet_l"
             )
-    if not of_protocol:
+    if not is_protocol:
         return resolved(config), PRETRAINING
     if _ENCODER.value is None:
         raise UserError(
@@ -185,7 +192,8 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
 
 
 def resolved(recipe: ConfigDict) -> ConfigDict:
-    """Return the resolved configuration of a recipe, which needs no data: none are read."""
+    """Return the resolved configuration of a recipe; the planner reads no data, so the recipe may
+    lack the path of the data."""
     recipe.data.path = recipe.data.path or "-"
     return resolve(recipe)
 

@@ -12,7 +12,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from can_jax.cli.command import Command
@@ -27,19 +26,20 @@ HEADER = (
 )  # fmt: skip
 
 
-COMMAND = Command(__doc__, "RECIPE", *["[RECIPE]"] * 9)
+COMMAND = Command(__doc__, "RECIPE...")
 
 
 @COMMAND.runs
-def main(*paths: str) -> None:
+def main(*recipes: str) -> None:
     """Update the table of plans in the docstring of each recipe."""
-    for path in (str(find(path, "recipe", path)) for path in paths):
-        text = Path(path).read_text()
-        old, rows = rows_of(text, path)
-        lines = [HEADER, *(planned(path, row) for row in rows)]
+    for name in recipes:
+        path = find(name, "recipe", name)
+        text = path.read_text()
+        old, rows = rows_of(text, str(path))
+        lines = [HEADER, *(planned(str(path), row) for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         new = ["    " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        replace_text(Path(path), text.replace(old, "\n".join(new)))
+        replace_text(path, text.replace(old, "\n".join(new)))
         print("\n".join(new))
 
 

@@ -18,9 +18,9 @@ def main(name: str | None = None) -> None:
         kinds = [k for k in KINDS if find_shipped(name, k)]
         print(find(name, kinds[0] if kinds else "recipe", name).absolute())
         return
-    for kind, (_, _, _, program) in KINDS.items():
-        start = f"{program}:" if program == "bash" else f"python -m {program}:"
-        print(f"{KINDS[kind].title}, for {start}")
+    for kind, facts in KINDS.items():
+        program = facts.command if facts.command == "bash" else f"python -m {facts.command}"
+        print(f"{facts.title}, for {program}:")
         width = max(map(len, names_of(kind)))
         for shipped in names_of(kind):
             path = find_shipped(shipped, kind)

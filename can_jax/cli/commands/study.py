@@ -48,10 +48,10 @@ def main() -> None:
     if _PENDING.value:
         for line in driver.progress():
             console.print(line)
-        return
     if _REPORT.value:
         Report(driver, epath.Path(_REPORT.value)).write()
         console.print(f"wrote {_REPORT.value}")
+    if only_read:
         return
     if not any(driver.missing()):
         console.print(f"all runs already have results in {results}; nothing to do")

@@ -83,7 +83,7 @@ def main() -> None:
     config, given = _CONFIG.read(), dict(_CONFIG.overrides)
     if _FOR.value is not None:
         key, value = parse_length(_FOR.value)
-        if other := next((key for key in given if key.startswith("total_")), None):
+        if other := next((name for name in given if name.startswith("total_")), None):
             raise UserError(
                 f"--for={_FOR.value} and --config.{other} both set the length of the run: give one"
             )
@@ -120,14 +120,14 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
     from can_jax.train.pretrain import pretrain
 
     JOB.join()
-    place = epath.Path(workdir or "runs/new")
-    if any(flag.value is not None for flag in (_DATA, _FOR)):
-        config = chosen(config, given, place)
+    path = epath.Path(workdir or "runs/new")
+    if _DATA.value is not None or _FOR.value is not None:
+        config = chosen(config, given, path)
     if _PRINT_CONFIG.value:
         print(settings_text(config))
         return
     options = {"profile": _PROFILE.value, "dump_hlo": _DUMP_HLO.value}
-    pretrain(config, place, given, _ALLOW_CHANGES.value, **options)
+    pretrain(config, path, given, _ALLOW_CHANGES.value, **options)
 
 
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
@@ -173,17 +173,13 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
     found = None if stored or _DATA.value is None else survey(_DATA.value, recipe.data.split)
     choices += choose(recipe, given, devices, found, stored)
     facts = {key: f"{value}: {reason}" for key, value, reason in choices}
-    title = (
-        "Settings of the resumed run; --config.KEY=VALUE overrides them"
-        if stored
-        else "Chosen settings; --config.KEY=VALUE overrides them"
-    )
+    title = "Settings of the resumed run" if stored else "Chosen settings"
     if facts and not jax.process_index():
         facts["run directory"] = str(workdir)
         if output.json:
             print(json.dumps({"chosen": facts}), flush=True)
         elif not output.quiet:
-            table = fact_table(title, facts)
+            table = fact_table(f"{title}; --config.KEY=VALUE overrides them", facts)
             plain_console(width=120, soft_wrap=True, highlight=False).print(table)
     return recipe
 
