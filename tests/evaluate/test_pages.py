@@ -93,6 +93,21 @@ def test_comparison_is_a_matrix_of_weights_by_protocol_and_data():
     ]
 
 
+def test_comparison_keeps_values_of_the_same_weights_apart():
+    rows = matrix(
+        {
+            "patches": measured("a", "test:1", **{"knn/top1": 50.0}),
+            "linear": measured("a", "test:1", **{"linear/top1": 70.0}),
+            "class": measured("a", "test:1", **{"knn/top1": 60.0}),
+        }
+    )
+    assert [row["evaluations"]["text"] for row in rows] == ["patches, linear", "class"]
+    _, _, knn, linear = rows[0]
+    assert [row[knn]["text"][:5] for row in rows] == ["50.00", "60.00"]
+    assert [row[knn]["best"] for row in rows] == [False, True]
+    assert [row[linear]["text"][:5] for row in rows] == ["70.00", ""]
+
+
 def test_page_says_first_what_was_evaluated():
     found = measured("a", "val:1", **{"knn/top1": 50.0}) | {"examples": {"test": 1234}}
     found["chosen"] = {"k": 5}

@@ -3,9 +3,14 @@
 import json
 import re
 
+from etils import epath
+
 from can_jax.cli.commands.report import main
 from can_jax.config import default_config
 from can_jax.config.resolve import to_json
+from can_jax.evaluate.reports import charts
+from can_jax.evaluate.reports.run_record import read_record
+from can_jax.evaluate.reports.run_report import charts_of
 from can_jax.monitoring.glossary import METRICS
 from tests.evaluate.test_pages import EVIL, found_in
 
@@ -66,6 +71,18 @@ def test_page_shows_curves_settings_changes_starts_and_notices(tmp_path):
     assert re.search(row, text)
     assert text.count("data:image/png") == 6  # of 20 figures, the first and the last included
     assert "step 0</figcaption>" in text and "step 114</figcaption>" in text
+
+
+def test_reference_of_zero_is_drawn(tmp_path, monkeypatch):
+    run = run_directory(tmp_path / "run", steps=1)
+    text = (run / "metrics.jsonl").read_text().replace('knn_pixels": 10.0', 'knn_pixels": 0.0')
+    (run / "metrics.jsonl").write_text(text)
+    drawn = {}
+    monkeypatch.setattr(
+        charts, "metric_chart", lambda _, lines, *, title, **others: drawn.update({title: lines})
+    )
+    charts_of([read_record(epath.Path(run), "run")])
+    assert drawn["probe/knn"] == {"run": 0.0} and drawn["loss/total"] == {}
 
 
 def test_runs_are_compared_by_images_where_batches_differ(tmp_path):

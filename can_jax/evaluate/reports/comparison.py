@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from can_jax.evaluate.page import number, render
 from can_jax.evaluate.reports.report import (
@@ -17,47 +17,69 @@ from can_jax.evaluate.reports.report import (
 )
 
 Results = dict[str, Any]
-# Metrics of which more is better, and less; of the others none is best.
+Column = tuple[str, Any]  # a metric, and the test examples
+# Metrics of which a higher value is better, and a lower one. Other metrics have no best value.
 MORE = re.compile(r"(.*/)?(top\d.*|\d+shot)|health/effective_rank")
 LESS = re.compile(r"(.*/)?(ece|mce|nll|brier)|health/dead_dimensions")
+
+
+class _Row(NamedTuple):
+    """A row of the comparison table: evaluations of the same weights, and their values."""
+
+    weights: str
+    evaluations: list[str]
+    cells: dict[Column, tuple[float, str]]
+
+    def agrees(self, cells: dict[Column, tuple[float, str]]) -> bool:
+        """Return whether another evaluation has the same values in the columns that both have."""
+        return all(self.cells.get(key, cell) == cell for key, cell in cells.items())
 
 
 def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
     """Return the comparison table: a row for each set of weights, a column for each main metric.
 
-    A metric has a separate column for each set of test examples. A cell is a dict in which ``text``
-    is the content, and ``best`` is True for the best value of the column.
+    A metric has a separate column for each set of test examples. Evaluations of the same weights
+    that differ in a column, for example because they used other features, have separate rows. A
+    cell is a dict in which ``text`` is the content, and ``best`` is True for the best value of the
+    column.
 
     Args:
         runs: The content of each `results.json`, by the name of its evaluation.
     """
-    columns: dict[tuple[str, Any], dict[str, tuple[float, str]]] = {}
-    titles: dict[tuple[str, Any], str] = {}
-    rows: dict[str, list[str]] = {}
+    titles: dict[Column, str] = {}
+    rows: list[_Row] = []
     for name, results in runs.items():
-        weights = weights_of(results)
-        rows.setdefault(weights, []).append(name)
+        cells: dict[Column, tuple[float, str]] = {}
         for metric, value in headlines(results["metrics"]).items():
             key = metric, tested_on(results) or location_of(results)
             titles[key] = f"{metric}{unit_of(metric)}, {location_of(results)}"
             text, interval = number(value), shown_interval(results, metric)
-            cell = value, f"{text} ({interval})" if interval else text
-            columns.setdefault(key, {}).setdefault(weights, cell)
+            cells[key] = value, f"{text} ({interval})" if interval else text
+        weights = weights_of(results)
+        row = next((row for row in rows if row.weights == weights and row.agrees(cells)), None)
+        if row is None:
+            rows.append(_Row(weights, [name], cells))
+        else:
+            row.evaluations.append(name)
+            row.cells.update(cells)
     repeated = [title for title in titles.values() if list(titles.values()).count(title) > 1]
     for key, title in titles.items():
-        if title in repeated:  # The same place held other examples.
+        if title in repeated:  # The same location held other examples.
             digests = sorted(key[1]) if isinstance(key[1], frozenset) else []
             titles[key] = f"{title} {' '.join(digests)}"
+    best = {
+        key: best_of(key[0], [row.cells[key][0] for row in rows if key in row.cells])
+        for key in titles
+    }
     table = []
-    for weights, names in rows.items():
-        row: dict[str, Any] = {"weights": {"text": weights, "best": False}}
-        row["evaluations"] = {"text": ", ".join(names), "best": False}
-        for key, cells in columns.items():
-            own = cells.get(weights)
-            best = best_of(key[0], [value for value, _ in cells.values()])
-            is_best = own is not None and own[0] == best
-            row[titles[key]] = {"text": own[1] if own else "", "best": is_best}
-        table.append(row)
+    for row in rows:
+        shown = {"weights": {"text": row.weights, "best": False}}
+        shown["evaluations"] = {"text": ", ".join(row.evaluations), "best": False}
+        for key, title in titles.items():
+            cell = row.cells.get(key)
+            is_best = cell is not None and cell[0] == best[key]
+            shown[title] = {"text": cell[1] if cell else "", "best": is_best}
+        table.append(shown)
     return table
 
 

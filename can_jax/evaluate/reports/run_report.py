@@ -128,7 +128,12 @@ def charts_of(records: list[RunRecord]) -> dict[str, list[dict[str, Any]]]:
             bounds = [name for name, target in REFERENCES.items() if target == metric]
             chart = metric_chart(
                 {r.name: _points(r, metric, by_images) for r in records},
-                {r.name: value for r in records for b in bounds if (value := r.last(b))},
+                {
+                    record.name: value
+                    for record in records
+                    for bound in bounds
+                    if (value := record.last(bound)) is not None
+                },
                 title=metric,
                 xlabel="images" if by_images else "step",
                 ylabel=entry.unit,
