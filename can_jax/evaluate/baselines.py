@@ -13,8 +13,8 @@ from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext
 from can_jax.features.pixels import pixels
 
-SIDE = 32  # The most pixels along a side of an image whose pixels are the features.
-MOST = 100_000  # The most examples for which baselines are computed by default.
+SIDE = 32  # The maximum height and width to which images are resized for the raw-pixel features.
+MOST = 100_000  # The maximum number of examples for which `auto` computes the baselines.
 Features = Float[np.ndarray, "examples width"]
 
 
@@ -30,25 +30,27 @@ class _Pixels:
         return pixels(SIDE)(parameters, images)
 
 
-def baselines(task: EvalContext, pair: Pair) -> Iterator[tuple[str, Features, Features]]:
+def baselines(context: EvalContext, pair: Pair) -> Iterator[tuple[str, Features, Features]]:
     """Yield the name, the training features and the test features of each baseline.
 
     Collective: every process must consume the whole iterator.
 
     Args:
-        task: The evaluation context, whose setting ``baselines`` can disable the baselines.
+        context: The evaluation context, whose setting ``baselines`` can disable the baselines.
         pair: The training and test sets, whose images are not read yet.
     """
     size = len(pair.train.examples) + len(pair.test.examples)
-    wanted = task.config.baselines
-    if wanted == "off" or (wanted == "auto" and size > MOST):
+    setting = context.config.baselines
+    if setting == "off" or (setting == "auto" and size > MOST):
         return
     parts = (pair.train, pair.test)
-    if task.untrained is not None:
-        subject = task.untrained()
-        read = SplitFeatureExtractor(subject, task.mesh, task.config.batch_size)
-        train, test = (subject.select(read(p).outputs, task.config.features) for p in parts)
+    if context.untrained is not None:
+        encoder = context.untrained()
+        read = SplitFeatureExtractor(encoder, context.mesh, context.config.batch_size)
+        train, test = (encoder.select(read(p).outputs, context.config.features) for p in parts)
         yield "untrained", train, test
-    read = SplitFeatureExtractor(_Pixels(task.subject.config), task.mesh, task.config.batch_size)
+    read = SplitFeatureExtractor(
+        _Pixels(context.subject.config), context.mesh, context.config.batch_size
+    )
     train, test = (read(part).outputs for part in parts)
     yield "pixels", train, test

@@ -49,8 +49,8 @@ def evaluate(
     Raises:
         UserError: The configuration, the data or the checkpoint is invalid.
     """
-    findings, subject = measure(config, checkpoint, workdir, untrained)
-    return write_results(workdir, findings, config, subject)
+    results, subject = measure(config, checkpoint, workdir, untrained)
+    return write_results(workdir, results, config, subject)
 
 
 def measure(
@@ -113,18 +113,18 @@ def measure(
     make_directory(workdir)
     extractor = SplitFeatureExtractor(subject, mesh, config.batch_size)
     initial = functools.partial(open_encoder, checkpoint, True, config, mesh)
-    task = EvalContext(
+    context = EvalContext(
         config, subject, mesh, extractor, workdir,
         untrained=None if untrained or is_classifier else initial,
     )  # fmt: skip
-    findings = protocol.run(task)
+    results = protocol.run(context)
     if pictures:
-        illustrate(task, findings)
+        illustrate(context, results)
     if not untrained and (panel := newest_panel(path, step)):
         image = picture(panel, "reconstructions")
         title = "The latest reconstructions of the run"
-        findings.pictures[title if step is None else f"{title} up to step {step}"] = image
-    return findings, subject
+        results.pictures[title if step is None else f"{title} up to step {step}"] = image
+    return results, subject
 
 
 def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
@@ -148,14 +148,14 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
         raise UserError(f"{path}/config.json: {error}") from error
 
 
-def illustrate(task: EvalContext, findings: EvalResults) -> None:
+def illustrate(context: EvalContext, results: EvalResults) -> None:
     """Add pictures of nearest neighbors and of the embedding to the results of a protocol that uses
     frozen features."""
-    if findings.pictured_splits is None:
+    if results.pictured_splits is None:
         return
-    grid = neighbor_grid(task, *findings.pictured_splits)
+    grid = neighbor_grid(context, *results.pictured_splits)
     title = "Nearest neighbors"
-    if (findings.pictured_splits[1].labels >= 0).any():
+    if (results.pictured_splits[1].labels >= 0).any():
         title += " (green frame: same class, red frame: other class)"
-    findings.pictures[title] = picture(grid, "nearest neighbors")
-    findings.pictures[MAP] = map_chart(task, findings.pictured_splits[1])
+    results.pictures[title] = picture(grid, "nearest neighbors")
+    results.pictures[MAP] = map_chart(context, results.pictured_splits[1])

@@ -121,7 +121,7 @@ class EvalContext:
 
     def pair(
         self,
-        findings: EvalResults,
+        results: EvalResults,
         data: ConfigDict | None = None,
         test_split: str | None = None,
         name: str = "",
@@ -129,7 +129,7 @@ class EvalContext:
         """Open training and test examples with matching classes, without extracting features.
 
         Args:
-            findings: The results, to which warnings are added.
+            results: The results, to which warnings are added.
             data: The config block that names the data; by default the attribute ``data``.
             test_split: The name of the test split; by default the first available one of
                 `test_splits`.
@@ -147,14 +147,14 @@ class EvalContext:
             share=self.subject.config.probe.held_out if share is None else share,
             seed=self.config.seed,
         )
-        findings.warn(*(f"{name}: {note}" if name else note for note in pair.notes))
+        results.warn(*(f"{name}: {note}" if name else note for note in pair.notes))
         return pair
 
-    def test_part(self, findings: EvalResults, classes: Classes) -> Part:
+    def test_part(self, results: EvalResults, classes: Classes) -> Part:
         """Open test examples for a classifier whose classes are already fixed.
 
         Args:
-            findings: The results, to which warnings are added.
+            results: The results, to which warnings are added.
             classes: The classes that the classifier predicts.
 
         Raises:
@@ -165,16 +165,16 @@ class EvalContext:
         split, source = open_test(
             self.data, self.test_splits(self.data), notes=notes, names=classes.names
         )
-        findings.warn(*notes)
+        results.warn(*notes)
         if source is None:
             raise UserError(f"{notes[-1]}; set config.data.test_split")
         called = f"the split {split!r}"
         part, absent = open_part(self.data, split, source, self.counts[1], classes, called)
         if absent:
-            findings.warn(f"{called} has no image of {absent}")
+            results.warn(f"{called} has no image of {absent}")
         if bool(source.label_names) != bool(classes.names):
             nameless = called if classes.names else "the classifier"
-            findings.warn(f"{nameless} has no label_names, so classes are matched by number")
+            results.warn(f"{nameless} has no label_names, so classes are matched by number")
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
@@ -183,25 +183,25 @@ class EvalContext:
         return self.subject.select(split.outputs, kind or self.config.features)
 
 
-def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
+def both(context: EvalContext) -> tuple[Split, Split, EvalResults]:
     """Extract features of the training and test examples, and record the example counts.
 
     Collective: every process must call this.
     """
-    findings = EvalResults()
-    train, test = read_pair(task, task.pair(findings), findings)
-    return train, test, findings
+    results = EvalResults()
+    train, test = read_pair(context, context.pair(results), results)
+    return train, test, results
 
 
-def read_pair(task: EvalContext, pair: Pair, findings: EvalResults) -> tuple[Split, Split]:
+def read_pair(context: EvalContext, pair: Pair, results: EvalResults) -> tuple[Split, Split]:
     """Extract features of an opened training and test set, and record the example counts.
 
     Collective: every process must call this.
     """
-    train, test = task.read(pair.train), task.read(pair.test)
-    findings.count("train", train)
-    findings.count("test", test)
-    findings.pictured_splits = (train, test)
+    train, test = context.read(pair.train), context.read(pair.test)
+    results.count("train", train)
+    results.count("test", test)
+    results.pictured_splits = (train, test)
     return train, test
 
 

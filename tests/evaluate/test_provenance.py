@@ -193,12 +193,12 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
 
 def test_results_that_are_replaced_are_named(place, caplog):
     old = samples.results_of(place / "ft")
-    results.say_replaced(epath.Path(place / "ft"), old)
+    results.warn_if_replaced(epath.Path(place / "ft"), old)
     assert not caplog.records
     new = old | {"protocol": old["protocol"] | {"features": "class"}}
-    results.say_replaced(epath.Path(place / "ft"), new)
+    results.warn_if_replaced(epath.Path(place / "ft"), new)
     (record,) = caplog.records
     assert record.getMessage().endswith("held results of classify of " + old["checkpoint"]["path"]
                                         + ", step 3; they are overwritten")  # fmt: skip
     (place / "ft/results.json").write_text("[")
-    results.say_replaced(epath.Path(place / "ft"), new)
+    results.warn_if_replaced(epath.Path(place / "ft"), new)

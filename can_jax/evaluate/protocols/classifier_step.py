@@ -100,8 +100,8 @@ class ClassifierStep:
             if name.startswith("encoder/blocks/"):
                 powers = decay ** jnp.arange(depth, 0, -1.0, dtype=update.dtype)
                 return update * powers.reshape(-1, *[1] * (update.ndim - 1))
-            below = name.startswith("encoder/") and not name.startswith("encoder/norm")
-            return update * decay ** (depth + 1) if below else update
+            is_embedding = name.startswith("encoder/") and not name.startswith("encoder/norm")
+            return update * decay ** (depth + 1) if is_embedding else update
 
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
@@ -144,8 +144,11 @@ class ClassifierStep:
             encoder = {**encoder, "positions": table.astype(own["positions"].dtype)}
 
         def put(parameters: Tree) -> Tree:
-            old = parameters["encoder"]
-            placed = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), encoder, old)
+            placed = jax.tree.map(
+                lambda x, old: jax.device_put(x, old.sharding), encoder, parameters["encoder"]
+            )
+            # The train step donates its state, so the state must not share buffers with the moving
+            # average or with the caller's encoder.
             return parameters | {"encoder": jax.tree.map(jnp.copy, placed)}
 
         optimizer = dict(state.optimizer)
@@ -295,7 +298,8 @@ class ClassifierStep:
             mean, variance = statistics["mean"], statistics["var"]
             if key is not None:
                 mean, variance = x.mean(axis=0), x.var(axis=0)
-                unbiased = variance * (len(x) / max(len(x) - 1, 1))  # as PyTorch keeps it
+                # As in PyTorch, the running variance is unbiased, that of the batch is not.
+                unbiased = variance * (len(x) / max(len(x) - 1, 1))
                 statistics = {
                     "mean": BATCH_NORM_DECAY * statistics["mean"] + (1 - BATCH_NORM_DECAY) * mean,
                     "var": BATCH_NORM_DECAY * statistics["var"] + (1 - BATCH_NORM_DECAY) * unbiased,

@@ -23,7 +23,7 @@ SETTINGS: Table = {
 }
 
 
-def disentanglement(task: EvalContext) -> EvalResults:
+def disentanglement(context: EvalContext) -> EvalResults:
     """Measure DCI, the mutual information gap and the correlations of the features of the test
     split.
 
@@ -32,8 +32,8 @@ def disentanglement(task: EvalContext) -> EvalResults:
     Raises:
         UserError: The data source does not provide the generative factors of its images.
     """
-    findings = EvalResults()
-    pair = task.pair(findings)
+    results = EvalResults()
+    pair = context.pair(results)
     for part in (pair.train, pair.test):
         if not part.source.factors():
             raise UserError(
@@ -41,19 +41,20 @@ def disentanglement(task: EvalContext) -> EvalResults:
                 f"of the split {part.name!r}; set config.data.source='shapes', or implement "
                 "factors() in your own source"
             )
-    train, test = read_pair(task, pair, findings)
-    features, queries = (task.select(split).astype(np.float64) for split in (train, test))
-    known, wanted = factors_of(train), factors_of(test)
-    scores = dci((features, known), (queries, wanted), task.config.disentanglement.penalty)
-    gaps = mutual_information_gap(queries, wanted)
-    findings.metrics |= {
+    train, test = read_pair(context, pair, results)
+    features, queries = (context.select(split).astype(np.float64) for split in (train, test))
+    train_factors, test_factors = factors_of(train), factors_of(test)
+    penalty = context.config.disentanglement.penalty
+    scores = dci((features, train_factors), (queries, test_factors), penalty)
+    gaps = mutual_information_gap(queries, test_factors)
+    results.metrics |= {
         "disentanglement/dci": scores.disentanglement,
         "disentanglement/completeness": scores.completeness,
         "disentanglement/informativeness": scores.informativeness,
         "disentanglement/mig": float(np.mean(list(gaps.values()))),
         "disentanglement/mean_square_correlation": mean_square_correlation(queries),
     }
-    findings.tables["Disentanglement by factor"] = [
+    results.tables["Disentanglement by factor"] = [
         {
             "factor": name,
             "explained variance": round(scores.by_factor[name], 3),
@@ -61,7 +62,7 @@ def disentanglement(task: EvalContext) -> EvalResults:
         }
         for name in gaps
     ]
-    return findings
+    return results
 
 
 def factors_of(split: Split) -> dict[str, np.ndarray]:

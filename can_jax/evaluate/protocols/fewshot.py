@@ -68,49 +68,49 @@ def dataset_name(index: int, block: dict[str, Any]) -> str:
     return str(name).replace("/", "_").strip("_")
 
 
-def fewshot(task: EvalContext) -> EvalResults:
+def fewshot(context: EvalContext) -> EvalResults:
     """Evaluate ridge regression on a few training examples per class, for each data set.
 
     An accuracy is the mean over several random draws of the training examples. Collective: every
     process must call this.
     """
-    settings, findings, rows = task.config.fewshot, EvalResults(), []
+    settings, results, rows = context.config.fewshot, EvalResults(), []
     opened = [
-        (name, task.pair(findings, data, test_split, name))
-        for name, data, test_split in datasets_of(task)
+        (name, context.pair(results, data, test_split, name))
+        for name, data, test_split in datasets_of(context)
     ]
     for name, pair in opened:
-        train, test = task.read(pair.train), task.read(pair.test)
-        findings.count(f"{name}/train", train)
-        findings.count(f"{name}/test", test)
-        features, queries = task.select(train), task.select(test)
+        train, test = context.read(pair.train), context.read(pair.test)
+        results.count(f"{name}/train", train)
+        results.count(f"{name}/test", test)
+        features, queries = context.select(train), context.select(test)
         counts = np.bincount(train.labels)
         smallest = int(np.min(counts[counts > 0]))
         if smallest < max(settings.shots):
-            findings.warn(
+            results.warn(
                 f"{name}: a class has only {smallest} training examples, fewer than "
                 f"{max(settings.shots)} shots, so all of its examples are used"
             )
         for shots in settings.shots:
             right = []
             for draw in range(settings.draws):
-                rng = np.random.default_rng((task.config.seed, shots, draw))
+                rng = np.random.default_rng((context.config.seed, shots, draw))
                 chosen = draw_shots(train.labels, shots, rng)
                 predictions = ridge_predictions(
                     features[chosen], train.labels[chosen], queries, settings.ridge
                 )
                 right.append(predictions == test.labels)
-            mean = findings.score(f"fewshot/{name}/{shots}shot", np.mean(right, axis=0))
+            mean = results.score(f"fewshot/{name}/{shots}shot", np.mean(right, axis=0))
             deviation = 100.0 * float(np.std(np.mean(right, axis=1)))
-            findings.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
+            results.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
             rows.append(
                 {"data": name, "shots": shots, "top-1 (%)": f"{mean:.2f} ± {deviation:.2f}"}
             )
-    findings.tables["Few shots"] = rows
-    return findings
+    results.tables["Few shots"] = rows
+    return results
 
 
-def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
+def datasets_of(context: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
     """Return the name, data block and test split of each data set of the few-shot protocol.
 
     If the test split is None, `EvalContext.pair` chooses one.
@@ -119,17 +119,17 @@ def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
         UserError: The data settings of an entry of `fewshot.datasets` are invalid.
     """
     datasets: list[tuple[str, ConfigDict, str | None]] = []
-    if not task.config.fewshot.datasets:
-        datasets.append((task.data.name or "data", task.data, None))
-    for index, changes in enumerate(task.config.fewshot.datasets):
+    if not context.config.fewshot.datasets:
+        datasets.append((context.data.name or "data", context.data, None))
+    for index, changes in enumerate(context.config.fewshot.datasets):
         changes = dict(changes)
         name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
-        source = changes.get("source") or task.data.source
+        source = changes.get("source") or context.data.source
         if "name" not in SOURCES.get(source).needs:  # the name is that of the results only
             changes.pop("name", None)
         if "source" in changes:
             changes = {"options": ()} | changes  # the evaluation's options are for its own source
-        block = ConfigDict(task.data.to_dict())
+        block = ConfigDict(context.data.to_dict())
         with block.ignore_type():
             block.update(changes)
         try:

@@ -43,15 +43,13 @@ from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import TrainState
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replace_text
-from can_jax.utils.nested import flatten
 from can_jax.utils.settings import Choice, Key, Number, Special, Switch, Table, Whole
 
 ALPHA = Number(1e-3, 1e3, also=(0,))
 
 
 def _is_randaugment(value: Any) -> bool:
-    """Return whether a value holds valid RandAugment settings (operations, magnitude,
-    deviation)."""
+    """Return whether a value is a valid triple of operations, magnitude and deviation."""
     kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
     return (
         isinstance(value, tuple | list)
@@ -165,27 +163,27 @@ def check_classifier(config: ConfigDict) -> None:
         check_rates("classify", settings, peak)
 
 
-def classify(task: EvalContext) -> EvalResults:
+def classify(context: EvalContext) -> EvalResults:
     """Train a classifier head, with or without the encoder, and test the classifier.
 
     Collective: every process must call this.
 
     Args:
-        task: The evaluation context, in whose ``workdir`` the classifier's run is started or
+        context: The evaluation context, in whose ``workdir`` the classifier's run is started or
             resumed.
 
     Raises:
         UserError: The data, the batch size or the durations are invalid.
     """
-    config = run_config(task)
+    config, settings = run_config(context), context.config.classify
     check_trackers(config.trackers)
-    check_batch(config, task.mesh)
-    findings = EvalResults()
-    pair = task.pair(findings)
+    check_batch(config, context.mesh)
+    results = EvalResults()
+    pair = context.pair(results)
     source = pair.train.labeled()
     unlabeled = pair.train.source.examples - source.examples
-    if unlabeled and task.counts[0] is None and pair.train.source is not pair.test.source:
-        findings.warn(
+    if unlabeled and context.counts[0] is None and pair.train.source is not pair.test.source:
+        results.warn(
             f"{unlabeled} images of the split {config.data.split!r} have no label, so the "
             f"classifier is trained on the other {source.examples}"
         )
@@ -194,19 +192,19 @@ def classify(task: EvalContext) -> EvalResults:
     except UserError as error:
         raise UserError(with_own_keys(str(error))) from error
     peak = peak_learning_rate(config)
-    share = task.config.classify.min_learning_rate / peak
+    share = settings.min_learning_rate / peak
     cosine = ConfigDict({"name": "cosine", "options": (("alpha", share),)})
     schedule = learning_rate_schedule(peak, times.warmup, times.total, cosine)
     classes = len(pair.classes)
-    step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
-    findings.examples["train"] = source.examples
+    step = ClassifierStep(config, settings, context.config.features, classes, schedule)
+    results.examples["train"] = source.examples
     for role, part in (("train", pair.train), ("test", pair.test)):
-        findings.data[role] = f"{part.name}:{fingerprint(part.source, part.labels)}"
-    identity = classifier_identity(task, config, findings, pair)
-    training = Classification(task, config, pair, source, times, step, findings, identity)
+        results.data[role] = f"{part.name}:{fingerprint(part.source, part.labels)}"
+    identity = classifier_identity(context, config, results, pair)
+    training = Classification(context, config, pair, source, times, step, results, identity)
     with RunLog() as log, explained_memory(config):
-        run(training, task.mesh, task.workdir, log)
-    return findings
+        run(training, context.mesh, context.workdir, log)
+    return results
 
 
 @contextlib.contextmanager
@@ -232,9 +230,10 @@ def with_own_keys(message: str) -> str:
     return message
 
 
-def run_config(task: EvalContext) -> ConfigDict:
+def run_config(context: EvalContext) -> ConfigDict:
     """Return the resolved configuration of the run that trains a classifier."""
-    return classifier_config(task.config, task.subject.config, task.subject.identity["path"])
+    encoder = context.subject
+    return classifier_config(context.config, encoder.config, encoder.identity["path"])
 
 
 def classifier_config(protocol: ConfigDict, encoder: ConfigDict, path: str) -> ConfigDict:
@@ -284,13 +283,13 @@ def classifier_config(protocol: ConfigDict, encoder: ConfigDict, path: str) -> C
 class Classification:
     """The training job of a classifier, an implementation of `can_jax.train.training.Training`."""
 
-    task: EvalContext
+    context: EvalContext
     config: ConfigDict
     pair: Pair
     source: Source
     times: RunLength
     step: ClassifierStep
-    findings: EvalResults
+    results: EvalResults
     depends_on: Identity
     allowed: tuple[str, ...] = ()
 
@@ -304,20 +303,20 @@ class Classification:
 
     def facts(self) -> dict[str, Any]:
         """Return the facts to print before training, such as the batch size and the steps."""
-        settings = flatten(self.task.config.classify.to_dict())
+        frozen = self.context.config.classify.freeze_encoder
         return {
             "batch (images)": self.config.batch_size,
             "classes": self.step.classes,
             "peak learning rate": f"{peak_learning_rate(self.config):.4g}",
             "warm-up steps": self.times.warmup,
             "steps": self.times.total,
-            "features": self.task.config.features,
-            "encoder": "frozen" if settings["freeze_encoder"] else "trained",
+            "features": self.context.config.features,
+            "encoder": "frozen" if frozen else "trained",
         }
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
         """Return the initial state with the parameters of the encoder under evaluation."""
-        return self.step.starting_from(self.task.subject.parameters["encoder"], state)
+        return self.step.starting_from(self.context.subject.parameters["encoder"], state)
 
     def finished(self, workdir: epath.Path) -> bool:
         """Return False, so that re-running a completed run tests it again."""
@@ -332,7 +331,7 @@ class Tester(Log):
     """A callback that logs metrics and tests a classifier on examples of the test split."""
 
     def __init__(self, training: Classification, run: RunContext):
-        config, task = training.config, training.task
+        config, context = training.config, training.context
         super().__init__(run, training.step.flops_per_image)
         self._training, self._workdir = training, run.workdir
         self._part = training.pair.test
@@ -340,7 +339,7 @@ class Tester(Log):
             config, self._part.source, 0, labeled=True, only=self._part.examples
         )
         step = training.step
-        self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
+        self._logits = FeatureExtractor(step.logits, context.mesh, context.config.batch_size)
 
     def periodic_actions(self) -> list[PeriodicAction]:
         """Return the periodic test, or an empty list if ``test_every_epochs`` is 0.
@@ -371,25 +370,25 @@ class Tester(Log):
         Collective: every process must call this. Only the main process writes ``classifier.json``.
         """
         logits, own_labels, labels = self._predict(state)
-        findings, task = self._training.findings, self._training.task
-        name = "linear" if task.config.classify.freeze_encoder else "finetune"
+        results, context = self._training.results, self._training.context
+        name = "linear" if context.config.classify.freeze_encoder else "finetune"
         for key, right in right_predictions(logits, labels).items():
-            findings.score(f"{name}/{key}", right)
-        measures = calibration(logits, labels, task.config.robustness.bins)
-        findings.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
-        findings.examples["test"] = len(labels)
+            results.score(f"{name}/{key}", right)
+        measures = calibration(logits, labels, context.config.robustness.bins)
+        results.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
+        results.examples["test"] = len(labels)
         of_test = fingerprint(self._part.source, own_labels)
-        findings.data["test"] = f"{self._part.name}:{of_test}"
+        results.data["test"] = f"{self._part.name}:{of_test}"
         if len(self._examples) > len(labels):
-            findings.examples["test_skipped"] = len(self._examples) - len(labels)
-        findings.chosen["seconds"] = round(seconds, 1)
+            results.examples["test_skipped"] = len(self._examples) - len(labels)
+        results.chosen["seconds"] = round(seconds, 1)
         if jax.process_index() == 0:
             card = {
                 "classes": self._training.step.classes,
                 "names": list(self._training.pair.classes.names),
                 "numbers": self._training.pair.classes.labels.tolist(),
-                "features": task.config.features,
-                "settings": task.config.classify.to_dict(),
+                "features": context.config.features,
+                "settings": context.config.classify.to_dict(),
                 "identity": self._training.identity(),
             }
             replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")

@@ -37,10 +37,10 @@ SETTINGS: Table = {
 
 
 PCA = "Patch tokens: their first three principal components as colors"
-UNLABELED = 4  # Images without labels among which neighbors are searched, per measured image.
+UNLABELED = 4  # Without labels, neighbors are searched among this many images per measured image.
 
 
-def representation_health(task: EvalContext) -> EvalResults:
+def representation_health(context: EvalContext) -> EvalResults:
     """Compute metrics of features, such as their uniformity, and the kNN accuracy of each class.
 
     If the training split has no labels, only the metrics that need no labels are computed.
@@ -49,31 +49,31 @@ def representation_health(task: EvalContext) -> EvalResults:
     Raises:
         UserError: Fewer than two test examples are available.
     """
-    settings = task.config.health
-    if not has_labels(open_source(task.data, task.data.split)):
-        return without_labels(task)
-    train, test, findings = both(task)
+    settings = context.config.health
+    if not has_labels(open_source(context.data, context.data.split)):
+        return without_labels(context)
+    train, test, results = both(context)
     chosen = spread(len(test), settings.examples)
-    bank, queries = task.select(train), task.select(test)
+    bank, queries = context.select(train), context.select(test)
     few = queries[chosen]
-    measure_geometry(task, few, f"the split {test.name!r}", findings)
+    measure_geometry(context, few, f"the split {test.name!r}", results)
     predictions = vote(
         nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature
     )
-    findings.score("knn/top1", predictions == test.labels)
+    results.score("knn/top1", predictions == test.labels)
     tolerance = health.tolerance(few, test.labels[chosen])
     if tolerance is None:
-        findings.warn(
+        results.warn(
             f"health/tolerance is omitted: no two of the {len(few)} examples have the same class"
         )
     else:
-        findings.metrics["health/tolerance"] = tolerance
-    findings.pictures[PCA] = picture(pca_maps(task, test), "principal components of patch tokens")
-    findings.tables |= by_class(predictions == test.labels, test.labels, train.classes)
-    return findings
+        results.metrics["health/tolerance"] = tolerance
+    results.pictures[PCA] = picture(pca_maps(context, test), "principal components of patch tokens")
+    results.tables |= by_class(predictions == test.labels, test.labels, train.classes)
+    return results
 
 
-def without_labels(task: EvalContext) -> EvalResults:
+def without_labels(context: EvalContext) -> EvalResults:
     """Compute the metrics of features that need no labels, for unlabeled training images.
 
     The report shows the nearest neighbors of some of the images. Collective.
@@ -81,48 +81,55 @@ def without_labels(task: EvalContext) -> EvalResults:
     Raises:
         UserError: Fewer than two examples can be decoded.
     """
-    settings, findings = task.config.health, EvalResults()
-    count = task.counts[0] or UNLABELED * settings.examples
-    split = task.read(open_own(task.data, task.data.split, count, labeled=False), labeled=False)
-    few = task.select(split)[spread(len(split), settings.examples)]
-    measure_geometry(task, few, f"the split {split.name!r}", findings)
-    findings.count("images", split)
-    findings.warn("the data has no labels: accuracies and health/tolerance are omitted")
-    findings.pictured_splits = (split, split)
-    findings.pictures[PCA] = picture(pca_maps(task, split), "principal components of patch tokens")
-    return findings
+    settings, results = context.config.health, EvalResults()
+    count = context.counts[0] or UNLABELED * settings.examples
+    split = context.read(
+        open_own(context.data, context.data.split, count, labeled=False), labeled=False
+    )
+    few = context.select(split)[spread(len(split), settings.examples)]
+    measure_geometry(context, few, f"the split {split.name!r}", results)
+    results.count("images", split)
+    results.warn("the data has no labels: accuracies and health/tolerance are omitted")
+    results.pictured_splits = (split, split)
+    results.pictures[PCA] = picture(
+        pca_maps(context, split), "principal components of patch tokens"
+    )
+    return results
 
 
 def measure_geometry(
-    task: EvalContext, few: Float[np.ndarray, "examples width"], called: str, findings: EvalResults
+    context: EvalContext,
+    few: Float[np.ndarray, "examples width"],
+    called: str,
+    results: EvalResults,
 ) -> None:
     """Compute and record the metrics of features that need no labels, such as uniformity.
 
     Args:
-        task: The evaluation context: configuration, model and data.
+        context: The evaluation context: configuration, model and data.
         few: The feature vectors of at least two examples.
         called: The description of the split in error messages, such as ``the split 'test'``.
-        findings: The results, to which metrics are added.
+        results: The results, to which metrics are added.
 
     Raises:
         UserError: ``few`` holds fewer than two examples.
     """
-    settings = task.config.health
+    settings = context.config.health
     if len(few) < 2:
         raise UserError(
             f"health compares pairs of images, but {called} has {len(few)} usable images "
             f"(config.health.examples={settings.examples}); at least 2 are required"
         )
     on_sphere = unit(few)
-    one, other = two_views(task, settings.examples)
-    findings.metrics |= {
+    one, other = two_views(context, settings.examples)
+    results.metrics |= {
         "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
         "health/alignment": health.alignment(one, other),
-        "health/uniformity": health.uniformity(few, task.config.seed),
+        "health/uniformity": health.uniformity(few, context.config.seed),
         "health/dead_dimensions": float(health.dead_dimensions(few)),
         "health/width": float(few.shape[1]),
     }
-    findings.examples["health"] = len(few)
+    results.examples["health"] = len(few)
 
 
 def by_class(
@@ -160,30 +167,32 @@ def by_class(
     return {title: rows}
 
 
-def two_views(task: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
+def two_views(context: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of two views of training images, augmented as in pretraining.
 
     The function reads up to ``count`` images in full batches, and at least one batch.
     """
-    config = task.subject.config.copy_and_resolve_references()
+    config = context.subject.config.copy_and_resolve_references()
     with config.unlocked():
-        config.batch_size = task.config.batch_size
+        config.batch_size = context.config.batch_size
         config.augment.views = 2
     source = open_source(config.data, config.data.split)
     steps = max(1, min(count, source.examples) // config.batch_size)
-    loader = TrainingLoader(config, source, task.mesh, 0, steps)
+    loader = TrainingLoader(config, source, context.mesh, 0, steps)
     settings = Photometric.from_settings(config.augment.to_dict())
 
     def features(parameters: Any, batch: Any) -> Any:
         rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
         drawn = augment(rows, row_keys(config.seed, jnp.int32(0), batch), settings)
         images = (255 * drawn).round().astype(np.uint8)
-        return task.subject.features(parameters, images)
+        return context.subject.features(parameters, images)
 
-    with jax.set_mesh(task.mesh):
+    with jax.set_mesh(context.mesh):
         compiled = jax.jit(features)
-        parts = [np.asarray(compiled(task.subject.parameters, next(loader))) for _ in range(steps)]
-    selected = task.subject.select(np.concatenate(parts), task.config.features)
+        parts = [
+            np.asarray(compiled(context.subject.parameters, next(loader))) for _ in range(steps)
+        ]
+    selected = context.subject.select(np.concatenate(parts), context.config.features)
     return selected[0::2], selected[1::2]
 
 

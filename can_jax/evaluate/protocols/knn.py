@@ -21,59 +21,61 @@ SETTINGS: Table = {
 }  # fmt: skip
 
 
-K, FIXED_TEMPERATURE = 20, 0.07  # The fixed setting, as of DINO.
-TRIED = 10_000  # The most held-out examples on which settings are compared.
+K, FIXED_TEMPERATURE = 20, 0.07  # The fixed setting, which is DINO's.
+TRIED = 10_000  # The maximum number of held-out examples on which settings are compared.
 NAMES = {"untrained": "untrained encoder", "pixels": "raw pixels"}
 
 
-def knn(task: EvalContext) -> EvalResults:
+def knn(context: EvalContext) -> EvalResults:
     """Evaluate weighted kNN accuracy for each k and temperature.
 
     ``knn/top1_fixed`` is the accuracy at k = 20 and temperature 0.07. ``knn/top1`` uses the k and
     temperature with the highest accuracy on held-out training examples. Collective: every process
     must call this.
     """
-    settings, findings = task.config.knn, EvalResults()
-    pair = task.pair(findings)
-    train, test = read_pair(task, pair, findings)
-    features, queries = task.select(train), task.select(test)
-    share = min(task.config.held_out, TRIED / len(train))
-    most, few = held_out(train.labels, train.outputs, share, task.config.seed)
+    settings, results = context.config.knn, EvalResults()
+    pair = context.pair(results)
+    train, test = read_pair(context, pair, results)
+    features, queries = context.select(train), context.select(test)
+    share = min(context.config.held_out, TRIED / len(train))
+    most, few = held_out(train.labels, train.outputs, share, context.config.seed)
     pairs = [(k, t) for k in settings.k for t in settings.temperature]
     largest = max(*settings.k, K)
-    trial = nearest(features[most], features[few], largest)
-    scores = [accuracy(vote(trial, train.labels[most], *p), train.labels[few]) for p in pairs]
+    held_out_neighbors = nearest(features[most], features[few], largest)
+    scores = [
+        accuracy(vote(held_out_neighbors, train.labels[most], *p), train.labels[few]) for p in pairs
+    ]
     best = pairs[int(np.argmax(scores))]
     neighbors = nearest(features, queries, largest)
     fixed = K, FIXED_TEMPERATURE
     rights = {
         p: vote(neighbors, train.labels, *p) == test.labels for p in dict.fromkeys([fixed, *pairs])
     }
-    findings.score("knn/top1_fixed", rights[fixed])
-    findings.score("knn/top1", rights[best])
+    results.score("knn/top1_fixed", rights[fixed])
+    results.score("knn/top1", rights[best])
     rows = []
     for k, temperature in pairs:
-        value = findings.score(f"knn/top1_k{k}_t{temperature:g}", rights[k, temperature])
+        value = results.score(f"knn/top1_k{k}_t{temperature:g}", rights[k, temperature])
         rows.append({"neighbors": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
-    findings.chosen = {"k": best[0], "temperature": best[1]}
-    beside = [_row("this encoder", "knn/top1_fixed", findings)]
-    for name, bank, others in baselines(task, pair):
+    results.chosen = {"k": best[0], "temperature": best[1]}
+    comparison = [_row("this encoder", "knn/top1_fixed", results)]
+    for name, bank, others in baselines(context, pair):
         votes = knn_predictions(bank, train.labels, others, K, FIXED_TEMPERATURE)
-        findings.score(f"knn/top1_fixed_{name}", votes == test.labels)
-        beside.append(_row(NAMES[name], f"knn/top1_fixed_{name}", findings))
-    findings.score("knn/top1_largest_class", test.labels == np.argmax(np.bincount(train.labels)))
-    beside.append(_row("none (majority class)", "knn/top1_largest_class", findings))
-    findings.tables[f"Baselines: k = {K}, temperature {FIXED_TEMPERATURE}"] = beside
-    findings.tables["Nearest neighbors: every setting"] = rows
-    return findings
+        results.score(f"knn/top1_fixed_{name}", votes == test.labels)
+        comparison.append(_row(NAMES[name], f"knn/top1_fixed_{name}", results))
+    results.score("knn/top1_largest_class", test.labels == np.argmax(np.bincount(train.labels)))
+    comparison.append(_row("none (majority class)", "knn/top1_largest_class", results))
+    results.tables[f"Baselines: k = {K}, temperature {FIXED_TEMPERATURE}"] = comparison
+    results.tables["Nearest neighbors: every setting"] = rows
+    return results
 
 
-def _row(name: str, metric: str, findings: EvalResults) -> dict[str, Any]:
+def _row(name: str, metric: str, results: EvalResults) -> dict[str, Any]:
     """Return a row of the baseline table: features, accuracy and bootstrap interval."""
-    low, high = findings.intervals[metric]
+    low, high = results.intervals[metric]
     return {
         "features": name,
-        "top-1 (%)": round(findings.metrics[metric], 2),
+        "top-1 (%)": round(results.metrics[metric], 2),
         "95 % interval": f"{low:.2f} to {high:.2f}",
     }
 

@@ -36,7 +36,7 @@ SETTINGS: Table = {
 }  # fmt: skip
 
 
-def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
+def best_heads(context: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
     """Train a linear head for each grid setting, and retrain the best on all training examples.
 
     The best setting has the highest accuracy on held-out training examples.
@@ -44,39 +44,39 @@ def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[s
     Returns:
         The retrained head, the kind of its input features, and a table row for each grid setting.
     """
-    settings, config = task.config.linear, task.config
+    settings, config = context.config.linear, context.config
     classes = len(train.training_classes)
     most, few = held_out(train.labels, train.outputs, config.held_out, config.seed)
     cells = grid(settings.learning_rates, settings.weight_decays)
     options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
     rows, tried = [], []
     for kind in settings.features:
-        features = task.select(train, kind)
+        features = context.select(train, kind)
         heads = train_heads(features[most], train.labels[most], classes, cells, **options)
         for cell, predictions in zip(cells, heads.predictions(features[few]), strict=True):
             value = accuracy(predictions, train.labels[few])
             tried.append((value, kind, cell))
             rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
     _, kind, cell = max(tried, key=lambda item: item[0])
-    heads = train_heads(task.select(train, kind), train.labels, classes, [cell], **options)
+    heads = train_heads(context.select(train, kind), train.labels, classes, [cell], **options)
     return heads, kind, rows
 
 
-def linear(task: EvalContext) -> EvalResults:
+def linear(context: EvalContext) -> EvalResults:
     """Select a linear head by its accuracy on held-out training examples, and test this head.
 
     Features are extracted only once for all settings of the hyperparameter grid. Collective: every
     process must call this.
     """
-    train, test, findings = both(task)
-    heads, kind, rows = best_heads(task, train)
-    logits = heads.logits(task.select(test, kind))[0]
+    train, test, results = both(context)
+    heads, kind, rows = best_heads(context, train)
+    logits = heads.logits(context.select(test, kind))[0]
     for name, right in right_predictions(logits, test.labels).items():
-        findings.score(f"linear/{name}", right)
+        results.score(f"linear/{name}", right)
     best = max(rows, key=lambda row: row["held-out top-1 (%)"])
-    findings.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
-    findings.tables["Linear heads"] = rows
-    return findings
+    results.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
+    results.tables["Linear heads"] = rows
+    return results
 
 
 PROTOCOL = EvalProtocol(linear, SETTINGS, compared={"linear top-1 (%)": "linear/top1"})

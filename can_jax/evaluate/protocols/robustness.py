@@ -23,7 +23,7 @@ from can_jax.features.calibration import calibration
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Blocks, Key, Several, Special, Table, Whole
 
-# AlexNet's errors in percent, each the mean of the five severities (arXiv 1903.12261, table 1).
+# AlexNet's top-1 errors in percent, averaged over the five severities (arXiv 1903.12261, table 1).
 ALEXNET = {
     "gaussian_noise": 88.6428, "shot_noise": 89.4468, "impulse_noise": 92.2640,
     "defocus_blur": 81.9880, "glass_blur": 82.6268, "motion_blur": 78.5948, "zoom_blur": 79.8360,
@@ -34,7 +34,7 @@ ALEXNET = {
 
 
 Logits = Callable[[Split], Float[np.ndarray, "examples classes"]]
-# Names of results that are not those of a test set.
+# Names in the results that an additional test set cannot have.
 RESULTS = ("train", "test", "clean", "corrupted")
 
 
@@ -105,19 +105,19 @@ def check_robustness(config: ConfigDict) -> None:
             check("labels" not in shift, f"{called}: only kind='real' reads `labels`; remove it")
 
 
-def evaluate_robustness(task: EvalContext) -> EvalResults:
+def evaluate_robustness(context: EvalContext) -> EvalResults:
     """Evaluate a trained classifier, or a linear head that is trained on frozen features.
 
     Collective: every process must call this.
     """
-    findings = EvalResults()
-    if isinstance(task.subject, ClassifierSubject):
-        clean, train = task.test_part(findings, task.subject.classes), None
+    results = EvalResults()
+    if isinstance(context.subject, ClassifierSubject):
+        clean, train = context.test_part(results, context.subject.classes), None
     else:
-        pair = task.pair(findings)
+        pair = context.pair(results)
         clean, train = pair.test, pair.train
-    robustness(task, clean, lambda: logits_of(task, train, findings), findings)
-    return findings
+    robustness(context, clean, lambda: logits_of(context, train, results), results)
+    return results
 
 
 def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[str, float]]:
@@ -136,7 +136,7 @@ def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[s
 
 
 def robustness(
-    task: EvalContext, clean: Part, fit: Callable[[], Logits], findings: EvalResults
+    context: EvalContext, clean: Part, fit: Callable[[], Logits], results: EvalResults
 ) -> None:
     """Measure accuracy and calibration on the test split, corrupted images and other test sets.
 
@@ -144,60 +144,60 @@ def robustness(
     trained. Collective: every process must call this.
 
     Args:
-        task: The evaluation context: configuration, model and data.
+        context: The evaluation context: configuration, model and data.
         clean: The uncorrupted examples of the test split.
         fit: A function that returns the classifier as a function from a split to logits, and trains
             a linear head first if needed.
-        findings: The results, to which metrics and warnings are added.
+        results: The results, to which metrics and warnings are added.
 
     Raises:
         UserError: A test set is missing, or its classes do not match.
     """
-    settings, classes = task.config.robustness, clean.classes
-    corrupted = on_the_fly(task, clean)
-    shifts = [(shift, open_shift(task, shift, classes, findings)) for shift in settings.shifts]
-    logits_of = fit()
-    split = task.read(clean)
-    findings.count("test", split)
-    logits = logits_of(split)
+    settings, classes = context.config.robustness, clean.classes
+    corrupted = on_the_fly(context, clean)
+    shifts = [(shift, open_shift(context, shift, classes, results)) for shift in settings.shifts]
+    predict = fit()
+    split = context.read(clean)
+    results.count("test", split)
+    logits = predict(split)
     for name, right in right_predictions(logits, split.labels).items():
-        findings.score(f"clean/{name}", right)
+        results.score(f"clean/{name}", right)
     measures = calibration(logits, split.labels, settings.bins)
-    findings.metrics |= {f"clean/{name}": value for name, value in measures.items()}
-    curves(task, logits_of, findings, corrupted, relative=False)
+    results.metrics |= {f"clean/{name}": value for name, value in measures.items()}
+    curves(context, predict, results, corrupted, relative=False)
     if corrupted:
-        findings.warn(
+        results.warn(
             "corruptions were computed on the test images; published numbers, such as mCE, refer "
             "to the distributed files of ImageNet-C or CIFAR-10-C"
         )
     if DRAWN in corrupted:
-        findings.warn(
+        results.warn(
             "frost is generated from a fractal, not from the authors' photographs: accuracies "
             "under frost, and means that include it, are not comparable with published numbers"
         )
     for shift, opened in shifts:
         kind, name = shift["kind"], shift.get("name") or shift["kind"]
         if isinstance(opened, dict):
-            curves(task, logits_of, findings, opened, f"{name}/", relative=True)
+            curves(context, predict, results, opened, f"{name}/", relative=True)
             continue
-        split = task.read(opened.part, labeled=kind != "real")
+        split = context.read(opened.part, labeled=kind != "real")
         accepted = opened.accepted(split)
-        masked_logits = np.where(opened.among, logits_of(split), -np.inf)
+        masked_logits = np.where(opened.among, predict(split), -np.inf)
         judged = accepted.any(axis=1)
         predictions = masked_logits.argmax(axis=1)
         right = accepted[np.arange(len(split)), predictions][judged]
-        findings.count(str(name), split)
-        findings.examples[f"{name}_judged"] = int(judged.sum())
-        findings.score(f"{name}/top1", right)
+        results.count(str(name), split)
+        results.examples[f"{name}_judged"] = int(judged.sum())
+        results.score(f"{name}/top1", right)
         if kind in ("classes", "numbered"):
             ece = calibration(masked_logits, accepted.argmax(axis=1), settings.bins)
-            findings.metrics[f"{name}/ece"] = ece["ece"]
+            results.metrics[f"{name}/ece"] = ece["ece"]
 
 
 def curves(
-    task: EvalContext,
-    logits_of: Logits,
-    findings: EvalResults,
+    context: EvalContext,
+    predict: Logits,
+    results: EvalResults,
     read: Reads,
     prefix: str = "",
     *,
@@ -206,54 +206,54 @@ def curves(
     """Measure the accuracy for each corruption and severity, and the mean accuracy.
 
     Args:
-        task: The evaluation context: configuration, model and data.
-        logits_of: A function from a split to its logits.
-        findings: The results, to which metrics and a table are added.
+        context: The evaluation context: configuration, model and data.
+        predict: A function from a split to its logits.
+        results: The results, to which metrics and a table are added.
         read: For each corruption, a function that reads the test images at a given severity.
         prefix: A prefix of the metric names, such as ``imagenet_c/``.
         relative: Whether to compute the mean corruption error, if all corruptions and severities
             are present. AlexNet's reference errors are valid only for the ImageNet-C files that its
             authors distribute.
     """
-    settings, rows = task.config.robustness, []
+    settings, rows = context.config.robustness, []
     errors: dict[str, list[float]] = {}
     for name, split_at in read.items():
         errors[name] = []
         row: dict[str, Any] = {"corruption": name}
         for severity in settings.severities:
             split = split_at(severity)
-            findings.examples[f"{prefix}{name}/{severity}"] = len(split)
-            right = logits_of(split).argmax(axis=1) == split.labels
-            value = findings.score(f"{prefix}{name}/{severity}/top1", right)
+            results.examples[f"{prefix}{name}/{severity}"] = len(split)
+            right = predict(split).argmax(axis=1) == split.labels
+            value = results.score(f"{prefix}{name}/{severity}/top1", right)
             errors[name].append(100.0 - value)
             row[f"severity {severity}"] = round(value, 2)
         rows.append(row)
     if not errors:
         return
     mean = 100.0 - float(np.mean(list(errors.values())))
-    findings.metrics[f"{prefix}corrupted/top1"] = mean
-    whole = set(errors) == set(CORRUPTIONS) and sorted(settings.severities) == [1, 2, 3, 4, 5]
-    if relative and whole:
-        findings.metrics[f"{prefix}mce"], each = mean_corruption_error(errors)
+    results.metrics[f"{prefix}corrupted/top1"] = mean
+    complete = set(errors) == set(CORRUPTIONS) and sorted(settings.severities) == [1, 2, 3, 4, 5]
+    if relative and complete:
+        results.metrics[f"{prefix}mce"], each = mean_corruption_error(errors)
         for row in rows:
             row["CE (%)"] = round(each[row["corruption"]], 1)
-    findings.tables[f"{prefix}Corruptions, top-1 (%)"] = rows
+    results.tables[f"{prefix}Corruptions, top-1 (%)"] = rows
 
 
-def on_the_fly(task: EvalContext, clean: Part) -> Reads:
+def on_the_fly(context: EvalContext, clean: Part) -> Reads:
     """Return, for each corruption, a function that reads and corrupts the test split."""
-    names = corruptions_of(task.config.robustness.corruptions)
-    if names and task.data.channels != 3:
+    names = corruptions_of(context.config.robustness.corruptions)
+    if names and context.data.channels != 3:
         raise UserError(
             "config.robustness.corruptions requires RGB images, but config.data.channels="
-            f"{task.data.channels}: set --config.robustness.corruptions=none"
+            f"{context.data.channels}: set --config.robustness.corruptions=none"
         )
 
     def reader(name: str) -> Callable[[int], Split]:
         def read(severity: int) -> Split:
             def change(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
                 seeds = [
-                    (task.config.seed, list(CORRUPTIONS).index(name), severity, max(int(n), 0))
+                    (context.config.seed, list(CORRUPTIONS).index(name), severity, max(int(n), 0))
                     for n in indices
                 ]
                 return np.stack(
@@ -263,28 +263,28 @@ def on_the_fly(task: EvalContext, clean: Part) -> Reads:
                     ]
                 )
 
-            return task.read(clean, change)
+            return context.read(clean, change)
 
         return read
 
     return {name: reader(name) for name in names}
 
 
-def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> Logits:
+def logits_of(context: EvalContext, train: Part | None, results: EvalResults) -> Logits:
     """Return a function from a split to its logits; for an encoder, train a linear head first.
 
     Args:
-        task: The evaluation context: configuration, model and data.
+        context: The evaluation context: configuration, model and data.
         train: The training examples of the linear head; None for a trained classifier.
-        findings: The results, to which example counts and the selected features are added.
+        results: The results, to which example counts and the selected features are added.
     """
     if train is None:
         return lambda split: split.outputs
-    learned = task.read(train)
-    findings.count("train", learned)
-    heads, kind, _ = best_heads(task, learned)
-    findings.chosen["features"] = kind
-    return lambda split: heads.logits(task.select(split, kind))[0]
+    learned = context.read(train)
+    results.count("train", learned)
+    heads, kind, _ = best_heads(context, learned)
+    results.chosen["features"] = kind
+    return lambda split: heads.logits(context.select(split, kind))[0]
 
 
 PROTOCOL = EvalProtocol(evaluate_robustness, SETTINGS, check_robustness, takes_classifier=True)

@@ -56,27 +56,27 @@ Reads = dict[str, Callable[[int], Split]]  # By corruption, a reader of the spli
 
 
 def open_shift(
-    task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
+    context: EvalContext, shift: dict[str, Any], classes: Classes, results: EvalResults
 ) -> Judged | Reads:
     """Open one of the test sets in the setting `robustness.shifts`.
 
     Args:
-        task: The evaluation context: configuration, model and data.
+        context: The evaluation context: configuration, model and data.
         shift: An entry of `robustness.shifts`, with the keys of `SHIFT`.
         classes: The classes that the classifier predicts.
-        findings: The results, to which warnings are added.
+        results: The results, to which warnings are added.
 
     Raises:
         UserError: The test set is missing, or its classes do not match the classifier's.
     """
     if shift["kind"] == "imagenet_c":
-        return distributed(task, shift, classes, findings)
-    return SHIFTS[shift["kind"]](task, shift, classes)
+        return imagenet_c(context, shift, classes, results)
+    return SHIFTS[shift["kind"]](context, shift, classes)
 
 
-def folder_of(task: EvalContext, path: str) -> ConfigDict:
+def folder_of(context: EvalContext, path: str) -> ConfigDict:
     """Return the ``data`` block of the evaluation, with a folder of images as the data source."""
-    data = ConfigDict(task.data.to_dict())
+    data = ConfigDict(context.data.to_dict())
     with data.ignore_type():
         data.update(source="folder", path=path, index=None)
     return data
@@ -96,10 +96,10 @@ def path_of(shift: dict[str, Any], key: str = "path") -> str:
     return str(path)
 
 
-def distributed(
-    task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
+def imagenet_c(
+    context: EvalContext, shift: dict[str, Any], classes: Classes, results: EvalResults
 ) -> Reads:
-    """Open the corruption folders of ImageNet-C.
+    """Open the corruption folders of ImageNet-C, as its authors distribute them.
 
     Return, for each corruption, a function from a severity to the split of corrupted images.
     """
@@ -114,20 +114,20 @@ def distributed(
         )
     parts: dict[tuple[str, int], Part] = {}
     for name in present:
-        for severity in task.config.robustness.severities:
+        for severity in context.config.robustness.severities:
             folder = folders[name] / str(severity)
-            part, absent = same_classes(task, str(folder), classes)
+            part, absent = same_classes(context, str(folder), classes)
             if absent:
-                findings.warn(f"{folder} has no image of {absent}")
+                results.warn(f"{folder} has no image of {absent}")
             parts[name, severity] = part
 
     def reader(name: str) -> Callable[[int], Split]:
-        return lambda severity: task.read(parts[name, severity])
+        return lambda severity: context.read(parts[name, severity])
 
     return {name: reader(name) for name in present}
 
 
-def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, str]:
+def same_classes(context: EvalContext, path: str, classes: Classes) -> tuple[Part, str]:
     """Open a folder whose class folders are named as in training.
 
     Returns:
@@ -136,7 +136,7 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
     Raises:
         UserError: The folder names do not match the classes of the training data.
     """
-    data, count = folder_of(task, path), task.config.data.test_examples
+    data, count = folder_of(context, path), context.config.data.test_examples
     source = open_source(data, WHOLE)
     called = f"config.robustness.shifts: {path}"
     numeric = all(name.isdecimal() for name in source.label_names)
@@ -148,13 +148,13 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
     return open_part(data, WHOLE, source, count, classes, called)
 
 
-def named_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
+def named_classes(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open a test set with the folder names of training; restrict predictions to its classes."""
-    part, _ = same_classes(task, path_of(shift), classes)
+    part, _ = same_classes(context, path_of(shift), classes)
     return judged(part, part.numbering.indices, len(classes))
 
 
-def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
+def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open a test set whose class folders are named by integers.
 
     Classes are matched by the integer instead of the order of folders, because folders are sorted
@@ -165,12 +165,12 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
         UserError: A folder name is not a label of the training data, or two names are the same
             integer.
     """
-    data = folder_of(task, path_of(shift))
-    part = open_own(data, WHOLE, task.config.data.test_examples)
+    data = folder_of(context, path_of(shift))
+    part = open_own(data, WHOLE, context.config.data.test_examples)
     folders = part.classes.names
     folder_labels = np.array([int(name) if name.isdecimal() else -1 for name in folders])
     if len(folder_labels) and folder_labels.min() >= 0 and set(folders) <= set(classes.names):
-        return named_classes(task, shift, classes)
+        return named_classes(context, shift, classes)
     indices = classes.numbering(folder_labels) if len(folder_labels) else np.array([-1])
     if indices.min() < 0:
         raise UserError(
@@ -187,28 +187,28 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
     )
 
 
-def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judged:
+def judged(part: Part, present: Int[np.ndarray, " present"], classes: int) -> Judged:
     """Return a test set in which every image has exactly one correct class.
 
     Args:
         part: The examples.
-        there: The indices of the classes that occur in the test set, to which predictions are
+        present: The indices of the classes that occur in the test set, to which predictions are
             restricted.
         classes: The number of classes that the classifier predicts.
     """
     among = np.zeros(classes, bool)
-    among[there] = True
+    among[present] = True
     return Judged(part, lambda split: np.arange(classes) == split.labels[:, None], among)
 
 
-def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
+def real_labels(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open the ImageNet validation images with their ReaL labels (arXiv 2006.07159).
 
     `real.json` holds a list of labels for each image, in the order of the numbers in the file
     names. Images with an empty list are excluded from the accuracy.
     """
     labels = json.loads(Path(path_of(shift, "labels")).read_text())
-    data, count = folder_of(task, path_of(shift)), task.config.data.test_examples
+    data, count = folder_of(context, path_of(shift)), context.config.data.test_examples
     part = open_own(data, WHOLE, count, labeled=False)
 
     def accepted(split: Split) -> Bool[np.ndarray, "examples classes"]:
@@ -221,19 +221,19 @@ def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> J
                     f"config.robustness.shifts: real: {name} has no eight-digit image number from "
                     f"1 to {len(labels)}"
                 )
-            right[row, places_of(classes, labels[int(match[1]) - 1])] = True
+            right[row, known_indices(classes, labels[int(match[1]) - 1])] = True
         return right
 
     return Judged(part, accepted, np.ones(len(classes), bool))
 
 
-def places_of(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
+def known_indices(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
     """Return the class indices of ImageNet labels; drop labels that are not training classes."""
     indices = classes.numbering(np.array(labels, np.int64))
     return indices[indices >= 0]
 
 
-def objectnet(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
+def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open ObjectNet (Barbu et al., 2019) with its published mapping to ImageNet classes.
 
     Images of objects without an ImageNet class are excluded from the accuracy. As in the authors'
@@ -248,16 +248,20 @@ def objectnet(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Jud
         tables[name] = json.loads(path.read_text())
     order = json.loads((root / "mappings" / "pytorch_to_imagenet_2012_id.json").read_text())
     lines = (root / "mappings" / "imagenet_to_label_2012_v2").read_text().splitlines()
-    number_of = {int(theirs): int(ours) for ours, theirs in order.items()}
-    by_words = {line.strip(): number_of[i] for i, line in enumerate(lines) if i in number_of}
-    part = open_own(folder_of(task, str(root / "images")), WHOLE, task.config.data.test_examples)
-    of_folder = np.zeros((len(part.classes), len(classes)), bool)
+    label_of_line = {int(line): int(label) for label, line in order.items()}
+    by_words = {
+        line.strip(): label_of_line[i] for i, line in enumerate(lines) if i in label_of_line
+    }
+    part = open_own(
+        folder_of(context, str(root / "images")), WHOLE, context.config.data.test_examples
+    )
+    accepted = np.zeros((len(part.classes), len(classes)), bool)
     for folder, name in enumerate(part.classes.names):
         words = tables["folder_to_objectnet_label"].get(name)
         labels = tables["objectnet_to_imagenet_1k"].get(words, "").split("; ")
         class_labels = [by_words[label] for label in labels if label in by_words]
-        of_folder[folder, places_of(classes, class_labels)] = True
-    return Judged(part, lambda split: of_folder[split.labels], np.ones(len(classes), bool))
+        accepted[folder, known_indices(classes, class_labels)] = True
+    return Judged(part, lambda split: accepted[split.labels], np.ones(len(classes), bool))
 
 
 SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ COLORS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
     "#9c6b4e", "#9498a0",
 )  # fmt: skip
-PARTS = 250  # The most points of a line, about one per pixel of its width.
+PARTS = 250  # The maximum number of points of a line, about one per pixel of its width.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "svg.hashsalt": "can_jax",  # equal charts are equal text
@@ -74,7 +75,7 @@ def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
             axis.plot(list(curve), list(curve.values()), color=color, lw=2, marker="o", ms=5)[0]
             for color, curve in zip(itertools.cycle(COLORS), curves.values(), strict=False)
         ]
-        axis.set(ylim=(0, max(10.0, 10 * -(-top // 10))), xlabel="severity", ylabel="top-1 (%)")
+        axis.set(ylim=(0, max(10, 10 * math.ceil(top / 10))), xlabel="severity", ylabel="top-1 (%)")
         axis.set_xticks(severities, ["clean" if s == 0 else str(s) for s in severities])
         axis.grid(axis="x", visible=False)
         names = [printable(name) for name in curves]
@@ -125,8 +126,8 @@ def metric_chart(
                 axis.fill_between(x, low, high, color=colors[name], alpha=0.25, lw=0)
         for name, value in references.items():
             axis.axhline(value, color=colors[name], lw=1.2, ls="--")
-        for place in restarts:
-            axis.axvline(place, color=STYLE["axes.edgecolor"], lw=1.2, ls=":")
+        for step in restarts:
+            axis.axvline(step, color=STYLE["axes.edgecolor"], lw=1.2, ls=":")
         values = [value for points in runs.values() for _, value in points]
         if log and min(values) > 0:
             axis.set_yscale("log")
@@ -134,9 +135,9 @@ def metric_chart(
             axis.set_ylim(min(values) - 1, max(values) + 1)
         axis.set_title(printable(title), loc="left", fontsize=10, fontweight="bold")
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        places = [x for points in runs.values() for x, _ in points]
-        if max(places) == min(places):
-            axis.set_xlim(min(places) - 1, max(places) + 1)
+        positions = [x for points in runs.values() for x, _ in points]
+        if max(positions) == min(positions):
+            axis.set_xlim(min(positions) - 1, max(positions) + 1)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         return inline_svg(as_svg(figure, tight=False), f"{title} against {xlabel}")

@@ -24,10 +24,10 @@ SIDE = 72  # The side of an image in the grid, in pixels.
 
 
 def images_of(
-    task: EvalContext, split: Split, rows: Int[np.ndarray, " chosen"]
+    context: EvalContext, split: Split, rows: Int[np.ndarray, " chosen"]
 ) -> UInt8[np.ndarray, "chosen height width channels"]:
     """Return images of a split as center crops of the encoder's input size."""
-    config = task.subject.config
+    config = context.subject.config
     return EvaluationSet(config, split.source, 0, labeled=False, only=split.indices[rows]).images()
 
 
@@ -37,7 +37,7 @@ def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
+def neighbor_grid(context: EvalContext, bank: Split, test: Split) -> bytes:
     """Draw test images with their nearest training images beside them, and return PNG bytes.
 
     A neighbor has a green frame if its class is that of the test image, and a red frame otherwise.
@@ -45,28 +45,29 @@ def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     split, an image is not its own neighbor.
 
     Args:
-        task: The evaluation context: configuration, model and data.
+        context: The evaluation context: configuration, model and data.
         bank: The split in which neighbors are searched.
         test: The split from which up to `QUERIES` evenly spaced images are drawn.
     """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
-    own = bank is test
-    indices = nearest(task.select(bank), task.select(test)[queries], NEIGHBORS + own).indices
-    if own:  # A copy of the image can come before the image itself.
+    searches_itself = bank is test
+    count = NEIGHBORS + 1 if searches_itself else NEIGHBORS
+    indices = nearest(context.select(bank), context.select(test)[queries], count).indices
+    if searches_itself:  # A copy of the image can come before the image itself.
         others = [row[row != query] for row, query in zip(indices, queries, strict=True)]
         indices = np.stack([row[: indices.shape[1] - 1] for row in others])
-    left = images_of(task, test, queries)
+    left = images_of(context, test, queries)
     # The images are loaded in one call, because opening the pipeline takes a second.
-    right = images_of(task, bank, indices.reshape(-1))
-    width = indices.shape[1]
+    right = images_of(context, bank, indices.reshape(-1))
+    columns = indices.shape[1]
     gap, frame = 6, 3
     cell = SIDE + 2 * frame + gap
-    sheet = Image.new("RGB", (cell * (width + 1) + 12, cell * len(queries)), "white")
-    for row, (query, found) in enumerate(zip(queries, indices, strict=True)):
+    sheet = Image.new("RGB", (cell * (columns + 1) + 12, cell * len(queries)), "white")
+    for row, (query, neighbors) in enumerate(zip(queries, indices, strict=True)):
         sheet.paste(tile(left[row]), (frame, row * cell + frame))
-        for column, image in enumerate(right[row * width : (row + 1) * width]):
+        for column, image in enumerate(right[row * columns : (row + 1) * columns]):
             label = test.labels[query]
-            color = "#3ca951" if bank.labels[found[column]] == label else "#e0442c"
+            color = "#3ca951" if bank.labels[neighbors[column]] == label else "#e0442c"
             color = color if label >= 0 else "#9498a0"
             edge = Image.new("RGB", (SIDE + 2 * frame,) * 2, color)
             edge.paste(tile(image), (frame, frame))
@@ -74,17 +75,17 @@ def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     return png_of(sheet)
 
 
-def pca_maps(task: EvalContext, split: Split) -> bytes:
+def pca_maps(context: EvalContext, split: Split) -> bytes:
     """Draw images with color maps of their patch tokens below them, and return PNG bytes.
 
     The colors are the first three principal components of the tokens of all drawn images.
     """
     chosen = np.linspace(0, len(split) - 1, min(QUERIES, len(split))).astype(int)
-    images = images_of(task, split, chosen)
-    with jax.set_mesh(task.mesh):
-        compute = jax.jit(task.subject.tokens)
-        tokens = np.asarray(compute(task.subject.parameters, images), np.float32)[:, 1:]
-    grid = grid_of(task.subject.config)
+    images = images_of(context, split, chosen)
+    with jax.set_mesh(context.mesh):
+        compute = jax.jit(context.subject.tokens)
+        tokens = np.asarray(compute(context.subject.parameters, images), np.float32)[:, 1:]
+    grid = grid_of(context.subject.config)
     colors = (255 * pca_colors(tokens)).astype(np.uint8).reshape(len(images), *grid, -1)
     cell = SIDE + 6
     sheet = Image.new("RGB", (cell * len(images), 2 * cell), "white")
@@ -102,12 +103,12 @@ def png_of(sheet: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def map_chart(task: EvalContext, test: Split) -> Html:
+def map_chart(context: EvalContext, test: Split) -> Html:
     """Plot a 2D map of the features of up to `MAPPED` test examples, colored by class."""
     from can_jax.evaluate.reports.charts import scatter  # imports matplotlib, in 0.7 s
 
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
-    points = embedding_map(task.select(test)[chosen])
+    points = embedding_map(context.select(test)[chosen])
     return scatter(points, test.labels[chosen], test.classes)
 
 

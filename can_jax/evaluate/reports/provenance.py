@@ -21,14 +21,14 @@ PACE = ("save_every_steps", "test_every_epochs", "remat", "trackers")
 
 
 def classifier_identity(
-    task: EvalContext, config: ConfigDict, findings: EvalResults, pair: Pair
+    context: EvalContext, config: ConfigDict, results: EvalResults, pair: Pair
 ) -> Identity:
     """Return a dict of the encoder, data and settings that identify the run of a classifier.
 
     Args:
-        task: The evaluation context: configuration, model and data.
+        context: The evaluation context: configuration, model and data.
         config: The resolved configuration of the classifier's run.
-        findings: The results, which hold the fingerprints of both splits.
+        results: The results, which hold the fingerprints of both splits.
         pair: The training and test sets, whose images are not read yet.
     """
     data = {key: value for key, value in config.data.to_dict().items() if key not in DATA_PLACES}
@@ -37,10 +37,10 @@ def classifier_identity(
         "test_images": digest_of(pair.test.source),
     }
     return {
-        "encoder": task.subject.identity,
-        "data": data | dict(findings.data) | sampled,
+        "encoder": context.subject.identity,
+        "data": data | dict(results.data) | sampled,
         "run": {"dtype": config.model.dtype, "crop_aspect": config.augment.crop_aspect},
-        "protocol": protocol_settings(task.config.to_dict()),
+        "protocol": protocol_settings(context.config.to_dict()),
     }
 
 

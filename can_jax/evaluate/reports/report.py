@@ -56,8 +56,8 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
         parts = name.split("/")  # An optional set, corruption, severity and metric.
-        severity = len(parts) > 2 and parts[-1] == "top1" and re.fullmatch("[0-9]", parts[-2])
-        if severity and 0 <= value <= 100:
+        at_severity = len(parts) > 2 and re.fullmatch("[0-9]", parts[-2]) and parts[-1] == "top1"
+        if at_severity and 0 <= value <= 100:
             curve = scores.setdefault(" ".join([run, *parts[:-3]]), {})
             curve.setdefault(int(parts[-2]), []).append(value)
     accuracy = results["metrics"].get("clean/top1", -1.0)

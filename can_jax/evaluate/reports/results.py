@@ -34,7 +34,7 @@ def read_results(workdir: epath.Path) -> dict[str, Any]:
 
 def _lacks(content: dict[str, Any]) -> str | None:
     """Return the first required key of `results.json` that is missing or malformed, or None."""
-    # Optional for some consumers, or missing in results of an older version.
+    # Results of older versions lack some of these keys, and pages work without them.
     for name in ("examples", "tables", "chosen", "intervals"):
         content.setdefault(name, {})
     for name in ("metrics", "examples", "protocol", "checkpoint", "data", "tables", "chosen"):
@@ -64,29 +64,31 @@ def _lacks(content: dict[str, Any]) -> str | None:
     rows = list(content["tables"].values())
     if not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in rows):
         return "tables"
-    prints, warnings = content["data"].get("fingerprints", {}), content.get("warnings", [])
-    if not isinstance(prints, dict) or not all(isinstance(x, str) for x in prints.values()):
+    fingerprints, warnings = content["data"].get("fingerprints", {}), content.get("warnings", [])
+    if not isinstance(fingerprints, dict) or not all(
+        isinstance(digest, str) for digest in fingerprints.values()
+    ):
         return "data.fingerprints"
     if not isinstance(warnings, list) or not all(isinstance(x, str) for x in warnings):
         return "warnings"
     return None
 
 
-def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
+def warn_if_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
     """Log a warning if results of another evaluation are about to be overwritten."""
     try:
         old = json.loads((workdir / "results.json").read_text())
         same = all(old[key] == content[key] for key in ("checkpoint", "protocol"))
         protocol, checkpoint = old["protocol"]["protocol"], old["checkpoint"]
-        whose = f"{protocol} of {checkpoint['path']}, step {checkpoint['step']}"
+        evaluation = f"{protocol} of {checkpoint['path']}, step {checkpoint['step']}"
     except (OSError, ValueError, KeyError, TypeError):
         return  # There are no results, or none that can be identified.
     if not same:
-        logging.warning("%s held results of %s; they are overwritten", workdir, whose)
+        logging.warning("%s held results of %s; they are overwritten", workdir, evaluation)
 
 
 def write_results(
-    workdir: epath.Path, findings: EvalResults, config: ConfigDict, subject: PretrainedEncoder
+    workdir: epath.Path, results: EvalResults, config: ConfigDict, subject: PretrainedEncoder
 ) -> dict[str, Any]:
     """Write `results.json` and `report.html`, and return the content of `results.json`.
 
@@ -94,16 +96,16 @@ def write_results(
     """
     data = subject.config.data.to_dict()
     content = {
-        "metrics": findings.metrics,
-        "intervals": {name: list(pair) for name, pair in findings.intervals.items()},
-        "examples": findings.examples,
-        "warnings": findings.warnings,
+        "metrics": results.metrics,
+        "intervals": {name: list(pair) for name, pair in results.intervals.items()},
+        "examples": results.examples,
+        "warnings": results.warnings,
         "protocol": json.loads(to_json(config)),
-        "chosen": findings.chosen,
+        "chosen": results.chosen,
         "checkpoint": subject.identity,
         "data": {"source": data["source"], "path": data["path"], "name": data["name"]}
-        | {"fingerprints": findings.data},
-        "tables": findings.tables,
+        | {"fingerprints": results.data},
+        "tables": results.tables,
         "environment": {
             "jax": version_of("jax"),
             "commit": commit(),
@@ -111,7 +113,7 @@ def write_results(
         },
     }
     if jax.process_index() == 0:
-        say_replaced(workdir, content)
+        warn_if_replaced(workdir, content)
         replace_text(workdir / "results.json", json.dumps(content, indent=2) + "\n")
-        replace_text(workdir / "report.html", report_of(content, findings.pictures))
+        replace_text(workdir / "report.html", report_of(content, results.pictures))
     return content

@@ -80,8 +80,8 @@ def read_record(path: epath.Path, name: str) -> RunRecord:
     series: dict[str, dict[int, float]] = {}
     for line in read_metrics(path):
         for metric, value in line.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if metric not in ("step", *CLOCK) and number and math.isfinite(value):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if metric not in ("step", *CLOCK) and is_number and math.isfinite(value):
                 series.setdefault(metric, {})[line["step"]] = float(value)
     if not series:
         raise UserError(f"{path} has no metrics yet: metrics.jsonl is missing or empty")
@@ -133,8 +133,10 @@ def changes_of(record: RunRecord) -> list[dict[str, Any]]:
         if not isinstance(start.get("config"), dict):
             continue
         after = flatten(start["config"])
-        for key in sorted(before.keys() | after.keys()) if before is not None else ():
-            row = {"key": key, "before": _shown(before or {}, key), "after": _shown(after, key)}
+        if before is None:
+            before = after
+        for key in sorted(before.keys() | after.keys()):
+            row = {"key": key, "before": _shown(before, key), "after": _shown(after, key)}
             if row["before"] != row["after"]:
                 rows.append({"start": number, "step": start.get("step", "")} | row)
         before = after
