@@ -21,6 +21,7 @@ def load(
     image_size: "SupportsIndex | Sequence[SupportsIndex] | None" = None,
     *,
     heads: "SupportsIndex | None" = None,
+    gelu: str | None = None,
     mean: "SupportsFloat | Sequence[SupportsFloat] | None" = None,
     std: "SupportsFloat | Sequence[SupportsFloat] | None" = None,
     step: "SupportsIndex | None" = None,
@@ -39,6 +40,8 @@ def load(
             width). Defaults to the image size of pretraining.
         heads: The number of attention heads of the encoder, required only if neither the files nor
             the width and depth of the ViT determine it.
+        gelu: The form of the GELU activation: ``exact``, ``tanh`` or ``quick``. It is required for
+            encoders of CLIP without a configuration file.
         mean: The mean that normalizes images with values in [0, 1]: one number, or one for each
             channel. By default, the mean is read from the weight files; if they hold none,
             ImageNet's mean is used, with a warning.
@@ -58,8 +61,9 @@ def load(
 
     with host_logging():
         return load_encoder(
-            path, image_size, heads=heads, mean=mean, std=std, step=step, batch_size=batch_size
-        )
+            path, image_size, heads=heads, gelu=gelu, mean=mean, std=std, step=step,
+            batch_size=batch_size,
+        )  # fmt: skip
 
 
 def default_config() -> "ConfigDict":
@@ -151,6 +155,7 @@ def export_encoder(
     contents: str | None = None,
     step: int | None = None,
     heads: int | None = None,
+    gelu: str | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     license: str | None = None,
@@ -170,6 +175,7 @@ def export_encoder(
         step: The step of the checkpoint to export, if ``checkpoint`` is a run directory. By
             default, the latest valid checkpoint is exported.
         heads: The number of attention heads, for weights that do not determine it; see `load`.
+        gelu: The form of the GELU activation, for weights that do not state it; see `load`.
         mean: The mean that normalizes images, for weights that do not state it; see `load`.
         std: The standard deviation that normalizes images, for weights that do not state it; see
             `load`.
@@ -194,7 +200,7 @@ def export_encoder(
         location = step_path(checked_path(checkpoint), step)
         return export_run(
             location, format, epath.Path(checked_path(output)), contents,
-            given=Given(heads, mean, std), statement=Statement(license, data), push=push,
+            given=Given(heads, mean, std, gelu=gelu), statement=Statement(license, data), push=push,
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from can_jax.config.kinds import COUNT
 from can_jax.config.resolve import as_range, as_size, expand_paths
 from can_jax.config.validate import check, check_data
 from can_jax.models.can import POOLS
+from can_jax.models.variant import OPTIONS as VIT_OPTIONS
 from can_jax.utils.settings import (
     Key,
     Number,
@@ -70,6 +71,8 @@ def encoder_table() -> Table:
         # Settings that a weights file may lack; by default its own, or those of its library.
         "model": {
             "heads": Key(None, HEADS, "The number of attention heads of the encoder."),
+            "gelu": Key(None, VIT_OPTIONS["gelu"].kind,
+            "The form of the GELU activation of the encoder."),
             "mean": Key(None, _per_channel(Number(0, 1)),
             "The mean with which images are normalized."),
             "std": Key(None, _per_channel(Number(1e-3, 1)),

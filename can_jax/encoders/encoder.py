@@ -192,6 +192,7 @@ def load_encoder(
     image_size: Any = None,
     *,
     heads: Any = None,
+    gelu: Any = None,
     mean: Any = None,
     std: Any = None,
     step: Any = None,
@@ -223,7 +224,7 @@ def load_encoder(
     changes = configuration(table)
     with changes.ignore_type():
         changes.data.image_size = image_size
-        changes.model.update(dtype="float32", heads=heads, mean=mean, std=std)
+        changes.model.update(dtype="float32", heads=heads, gelu=gelu, mean=mean, std=std)
     mesh = make_mesh(changes.mesh, jax.local_devices())
     try:
         changes = resolve_blocks(changes, table, "can_jax.load()")

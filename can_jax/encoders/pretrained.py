@@ -153,6 +153,7 @@ def open_encoder(
             overrides.mean,
             overrides.std,
             changes.data.image_size,
+            overrides.gelu,
         )
         run = config_of_facts(weights.facts)
     if (size := changes.data.image_size) and any(side % run.model.patch_size for side in size):
@@ -285,14 +286,17 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
         path: The path of the run directory, to show in error messages.
 
     Raises:
-        UserError: ``given.heads`` differs from the run's number of heads, or mean or std is
+        UserError: ``given.heads`` or ``given.gelu`` differs from that of the run, or mean or std is
             invalid.
     """
-    if given.heads is not None:
-        require_vit(run, f"{path}: heads={given.heads}")
+    for name in ("heads", "gelu"):
+        if given[name] is not None:
+            require_vit(run, f"{path}: {name}={given[name]}")
     heads = encoder_size(run.model).heads
     if given.heads not in (None, heads):
         raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; omit heads")
+    if given.gelu is not None and given.gelu != (own := variant_of(run.model).gelu):
+        raise UserError(f"{path}: gelu={given.gelu}: the run has {own}; omit gelu")
     config = run.copy_and_resolve_references()
     with config.ignore_type():
         for name in ("mean", "std"):

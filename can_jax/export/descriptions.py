@@ -10,6 +10,9 @@ from can_jax.export.model import Model
 from can_jax.models.backbones import encoder_size
 from can_jax.utils.errors import UserError
 
+# The libraries' names of the forms of GELU.
+HUGGINGFACE_ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
+TIMM_ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
 CUBIC = 3  # Pillow's number of the bicubic filter, which `preprocessor_config.json` holds.
 # The names of timm's architectures by width; `model_args` states all sizes explicitly.
 ARCHITECTURES = {
@@ -78,7 +81,7 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
         "architectures": [kind], "model_type": "vit_mae" if full else "vit",
         "hidden_size": size.width, "num_hidden_layers": size.depth,
         "num_attention_heads": size.heads, "intermediate_size": 4 * size.width,
-        "hidden_act": "gelu" if facts["options"].get("gelu") != "tanh" else "gelu_pytorch_tanh",
+        "hidden_act": HUGGINGFACE_ACTIVATIONS[facts["options"].get("gelu", "exact")],
         "layer_norm_eps": facts["layer_norm_eps"], "image_size": config.data.image_size[0],
         "patch_size": config.model.patch_size, "num_channels": config.data.channels,
         "qkv_bias": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -173,8 +176,8 @@ def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
         arguments["init_values"] = 1.0  # The file holds the values.
     if "registers" in options:
         arguments["reg_tokens"] = options["registers"]
-    if options.get("gelu") == "tanh":
-        arguments["act_layer"] = "gelu_tanh"
+    if "gelu" in options:
+        arguments["act_layer"] = TIMM_ACTIVATIONS[options["gelu"]]
     for name in ("qk_norm", "pre_norm"):
         if options.get(name):
             arguments[name] = True

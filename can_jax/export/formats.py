@@ -103,7 +103,8 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
 def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
     """Write an npz file for big_vision's `vit.Model` (`pool_type="tok"`); return the file name."""
     encoder_only("big_vision", contents)
-    refuse_options(model, "big_vision", {"gelu"})
+    quick = model.facts()["options"].get("gelu") == "quick"
+    refuse_options(model, "big_vision", set() if quick else {"gelu"})
     with (folder / "model.npz").open("wb") as file:
         arrays: dict[str, Any] = dict(to_big_vision(model.encoder(), model.heads))
         np.savez(file, **arrays)

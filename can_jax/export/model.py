@@ -26,7 +26,7 @@ from can_jax.train.network import encoder_network
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
-from can_jax.weights.library_configs import EXACT, TANH
+from can_jax.weights.library_configs import FORMS
 from can_jax.weights.read_weights import complete, read_weights
 from can_jax.weights.torch_layout import to_torch
 
@@ -121,7 +121,7 @@ class Model:
             "pooling": self.head.pool if self.head else config.objective.contrastive.pool,
             **({} if self.imported else self._of_training()),
             "layer_norm_eps": variant.epsilon,
-            "gelu": EXACT if variant.gelu == "exact" else TANH,
+            "gelu": FORMS[variant.gelu],
             "positions": LEARNED if variant.positions == "learned" else FIXED,
             "options": dict(config.model.backbone_options),
             "step": self.step,
@@ -175,6 +175,7 @@ class Given(NamedTuple):
     mean: Any = None
     std: Any = None
     image_size: tuple[int, int] | None = None
+    gelu: str | None = None
 
 
 def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008, it is immutable
@@ -196,7 +197,7 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
     if given != Given():
         raise UserError(
             f"--checkpoint={checkpoint} is a run, whose config.json states its facts: leave out "
-            "--heads, --mean and --std"
+            "--heads, --gelu, --mean and --std"
         )
     if (path / CARD).exists():
         config, parameters, step, head = open_head(path, step)

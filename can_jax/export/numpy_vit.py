@@ -25,14 +25,16 @@ def _linear(x: np.ndarray, arrays: Arrays, name: str) -> np.ndarray:
     return x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"]
 
 
-def _gelu(x: np.ndarray, tanh: bool) -> np.ndarray:
-    if tanh:
+def _gelu(x: np.ndarray, form: str) -> np.ndarray:
+    if form == "quick":
+        return x / (1 + np.exp(-1.702 * x))
+    if form == "tanh":
         return x * 0.5 * (1 + np.tanh(np.sqrt(np.float32(2 / np.pi)) * (x + 0.044715 * x**3)))
     return x * 0.5 * (1 + erf(x / np.sqrt(np.float32(2))))
 
 
 def _blocks(
-    x: np.ndarray, arrays: Arrays, name: str, heads: int, eps: float = EPS, tanh: bool = False
+    x: np.ndarray, arrays: Arrays, name: str, heads: int, eps: float = EPS, gelu: str = "exact"
 ) -> np.ndarray:
     count, _, width = x.shape
     pattern = rf"{name}\.\d+\.norm1\.weight"
@@ -51,7 +53,7 @@ def _blocks(
         mixed = mixed.transpose(0, 2, 1, 3).reshape(count, -1, width)
         x = x + _linear(mixed, arrays, f"{block}attn.proj") * arrays.get(f"{block}ls1.gamma", 1)
         hidden = _linear(norm(x, arrays, f"{block}norm2", eps), arrays, f"{block}mlp.fc1")
-        branch = _linear(_gelu(hidden, tanh), arrays, f"{block}mlp.fc2")
+        branch = _linear(_gelu(hidden, gelu), arrays, f"{block}mlp.fc2")
         x = x + branch * arrays.get(f"{block}ls2.gamma", 1)
     return x
 
@@ -63,7 +65,7 @@ def encode(
     visible: int | None = None,
     *,
     eps: float = EPS,
-    tanh: bool = False,
+    gelu: str = "exact",
     final_norm: bool = True,
 ) -> Float[np.ndarray, "images tokens units"]:
     """Return the tokens of normalized images, class token first.
@@ -74,7 +76,7 @@ def encode(
         heads: The number of attention heads.
         visible: The number of leading patches to encode; None for all.
         eps: The epsilon of the LayerNorms.
-        tanh: Whether to use the tanh approximation of GELU instead of the exact form.
+        gelu: The form of GELU: ``exact``, ``tanh`` or ``quick``.
         final_norm: Whether to apply the final LayerNorm to the tokens.
 
     Raises:
@@ -95,7 +97,7 @@ def encode(
     x = np.concatenate([x[:, :1], repeated, x[:, 1:]], axis=1)
     if "norm_pre.weight" in arrays:
         x = norm(x, arrays, "norm_pre", eps)
-    x = _blocks(x, arrays, "blocks", heads, eps, tanh)
+    x = _blocks(x, arrays, "blocks", heads, eps, gelu)
     x = np.concatenate([x[:, :1], x[:, 1 + registers.shape[1] :]], axis=1)
     return norm(x, arrays, "norm", eps) if final_norm else x
 

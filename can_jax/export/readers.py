@@ -113,7 +113,7 @@ def reference(model: Model, sample: Sample, contents: str) -> Arrays:
 def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arrays:
     """Compute the outputs with `numpy_vit.py` from arrays under MAE's names."""
     variant = variant_of(model.config.model)
-    options: dict[str, Any] = {"eps": variant.epsilon, "tanh": variant.gelu == "tanh"}
+    options: dict[str, Any] = {"eps": variant.epsilon, "gelu": variant.gelu}
     if contents == CLASSIFIER:
         head = head_of(model)
         final = variant.norm == "tokens" and head.normalizes_tokens

@@ -4,6 +4,7 @@ All operations except cuDNN attention support forward-mode differentiation (`jax
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,6 +122,18 @@ def _times_gelu_slope(x: Array, tangent: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     density = jnp.exp(-0.5 * wide**2) * (2 * jnp.pi) ** -0.5
     return (tangent * (normal_cdf(wide) + wide * density)).astype(x.dtype)
+
+
+def quick_gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return QuickGELU, ``x · sigmoid(1.702 x)`` (arXiv 1606.08415), which OpenAI's CLIP has."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "exact": gelu,
+    "tanh": jax.nn.gelu,
+    "quick": quick_gelu,
+}
 
 
 @jax.custom_jvp

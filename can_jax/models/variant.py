@@ -40,7 +40,8 @@ OPTIONS: dict[str, Key] = {
     ),
     "epsilon": Key(LAYER_NORM_EPS, Number(above=0, high=1e-2), "The epsilon of all LayerNorms."),
     "gelu": Key(
-        "exact", Choice(("exact", "tanh")), "The GELU activation, exact or approximated by tanh."
+        "exact", Choice(("exact", "tanh", "quick")),
+        "The GELU activation: exact, or approximated by tanh or by a sigmoid (QuickGELU).",
     ),
 }  # fmt: skip
 

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Key
 from can_jax.distributed.mesh import constrain_batch_sharding, platform
 from can_jax.distributed.sharding_rules import constrain_parameters
 from can_jax.models.ops import (
+    ACTIVATIONS,
     attend,
     attend_on_gpu,
     attend_on_tpu,
     attention_kernel,
     compiles_as_loop,
-    gelu,
     linear_product,
     unfused,
 )
@@ -197,7 +197,7 @@ class Mlp(nnx.Module):
     def __init__(self, width: int, hidden: int, variant: Variant = PLAIN, **options: Any):
         self.expand = Linear(width, hidden, **options)
         self.contract = Linear(hidden, width, **options)
-        self.activation = gelu if variant.gelu == "exact" else jax.nn.gelu
+        self.activation = ACTIVATIONS[variant.gelu]
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
         """Apply the MLP to each token independently."""

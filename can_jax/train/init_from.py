@@ -134,7 +134,7 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
             raise wrong[0]
         refuse_unused(arrays, used)
         _compare_encoder(weights, parameters, notes)
-        notes += _differences(weights.facts["options"], variant)
+        notes += _differences(weights.facts, variant)
         normalization = {name: stated[name] for name in ("mean", "std") if name in stated}
         unknown = [weights.keys[name] for name, value in normalization.items() if value is None]
         told = ", ".join(f"{name} {value}" for name, value in normalization.items())
@@ -145,15 +145,22 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
     return converted | rest, notes
 
 
-def _differences(options: dict[str, Any], variant: Variant) -> list[str]:
+def _differences(facts: Flat, variant: Variant) -> list[str]:
     """Return notes on options, such as the GELU, that differ between the weights and this run."""
-    notes = []
+    options, notes = facts["options"], []
+    if options.get("pre_norm") and facts.get("gelu") is None:
+        return [
+            f"no file states the activation of the weights; this run has gelu={variant.gelu}. "
+            "Models of OpenAI, MetaCLIP and DFN have quick, those of OpenCLIP exact: set "
+            "config.model.backbone_options to match"
+        ]
     for name, key in (("epsilon", "layer_norm_eps"), ("gelu", "the GELU variant")):
         theirs, ours = options.get(name, getattr(PLAIN, name)), getattr(variant, name)
         if theirs != ours:
             notes.append(
                 f"{key} is {theirs} in the weights and {ours} in this run: features may differ by "
-                "about 1e-4; set config.model.backbone_options to match the weights"
+                f"about {'1e-2' if 'quick' in (theirs, ours) else '1e-4'}; set "
+                "config.model.backbone_options to match the weights"
             )
     return notes
 

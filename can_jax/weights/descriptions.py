@@ -9,7 +9,7 @@ from can_jax.utils.files import read_json
 from can_jax.weights.library_configs import (
     CONFIG,
     EXACT,
-    TANH,
+    FORMS,
     Stated,
     is_of_library,
     merged,
@@ -58,8 +58,10 @@ def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
     Raises:
         UserError: The model uses a form of GELU that this encoder does not compute.
     """
-    if (gelu := facts.get("gelu", EXACT)) not in (EXACT, TANH):
-        raise UserError(f"{prefix}gelu={gelu!r} is not supported; supported are {EXACT} and {TANH}")
+    if (gelu := facts.get("gelu", EXACT)) not in FORMS.values():
+        raise UserError(
+            f"{prefix}gelu={gelu!r} is not supported; supported are {', '.join(FORMS.values())}"
+        )
     return Stated(facts, {name: f"{prefix}{name}" for name in facts})
 
 

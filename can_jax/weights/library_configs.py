@@ -33,9 +33,11 @@ HUGGINGFACE_KEYS = {
     "mlp_width": "intermediate_size", "channels": "num_channels", "patch_size": "patch_size",
     "image_size": "image_size", "layer_norm_eps": "layer_norm_eps", "qkv_bias": "qkv_bias",
 }  # fmt: skip
-EXACT, TANH = "exact (erf)", "tanh"  # The names of the forms of GELU in a manifest.
+EXACT, TANH, QUICK = "exact (erf)", "tanh", "quick (sigmoid)"  # Forms of GELU in a manifest.
+FORMS = {"exact": EXACT, "tanh": TANH, "quick": QUICK}  # by the values of the option `gelu`
 ACTIVATIONS = {
     "gelu": EXACT, "gelu_python": EXACT, "gelu_new": TANH, "gelu_pytorch_tanh": TANH,
+    "quick_gelu": QUICK,
 }  # fmt: skip
 TIMM_KEYS = {
     "width": "embed_dim", "depth": "depth", "heads": "num_heads", "channels": "in_chans",
@@ -53,20 +55,27 @@ HARMLESS = {
     "drop_path_rate", "act_layer",
 }  # fmt: skip
 # Required values of timm's arguments, where they are stated.
-TIMM_ACTIVATIONS = {"gelu": EXACT, "gelu_tanh": TANH}
+TIMM_ACTIVATIONS = {"gelu": EXACT, "gelu_tanh": TANH, "quick_gelu": QUICK}
 PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "class_token": (True,), "mlp_ratio": (4,), "act_layer": tuple(TIMM_ACTIVATIONS),
 }  # fmt: skip
 # Patterns of the timm architectures that this encoder computes, without the tag, and the facts they
-# imply. Other architectures, such as vit_base_patch16_clip_quickgelu_224 or
-# vit_base_patch16_rope_224, have another structure or activation.
+# imply. Other architectures, such as vit_base_patch16_rope_224, have another structure.
 TIMM_ARCHITECTURES: dict[str, Facts] = {
     r"vit_[a-z]+_patch\d+_(plus_|36x1_)?\d+": {},
     r"vit_[a-z]+_patch\d+_(reg\d+_)?(dinov2|tipsv2)": {},
     r"(flexivit_[a-z]+|eva_large_patch14_\d+)": {},
     r"deit3?_[a-z]+_patch\d+_\d+": {},
     r"vit_[a-z]+_patch\d+_clip_\d+": {"layer_norm_eps": 1e-5},
+    r"vit_[a-z]+_patch\d+_clip_quickgelu_\d+": {"layer_norm_eps": 1e-5, "gelu": QUICK},
 }
+
+
+# Weights of CLIP, by architecture and tag, that were trained with QuickGELU, although timm's
+# architecture has the exact GELU. timm notes them as natively QuickGELU.
+TRAINED_WITH_QUICK = (
+    r"vit_\w+_clip_\d+\.(openai|metaclip\w*|dfn\db)|vit_base_patch32_clip_224\.laion400m_e32"
+)
 
 
 class Stated(NamedTuple):
@@ -74,7 +83,8 @@ class Stated(NamedTuple):
 
     Attributes:
         facts: The value of each fact, by its name in an export's manifest. A mean or std of None
-            means that the stated normalization is missing or does not apply to images in [0, 1].
+            means that the stated normalization is missing or does not apply to images in [0, 1]. A
+            gelu of None means that the stated form is not that of the training.
         keys: The file and key that state each fact, or the reason for a value of None.
     """
 
@@ -236,8 +246,8 @@ def _timm(config: Facts) -> Stated:
     if not implied:
         raise UserError(
             f"the architecture {name!r} is not supported; supported are vit_…_patch…_…, also with "
-            "dinov2, tipsv2, plus or clip in the name, deit_…_patch…_…, deit3_…_patch…_…, "
-            "flexivit_… and eva_large_…"
+            "dinov2, tipsv2, plus, clip or clip_quickgelu in the name, deit_…_patch…_…, "
+            "deit3_…_patch…_…, flexivit_… and eva_large_…"
         )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS
@@ -250,10 +260,18 @@ def _timm(config: Facts) -> Stated:
             "a plain ViT"
         )
     facts, keys = _named(arguments, TIMM_KEYS | TIMM_OPTIONS, "model_args.")
-    activation = TIMM_ACTIVATIONS[arguments.get("act_layer", "gelu")]
-    facts |= {"gelu": activation, "layer_norm_eps": 1e-6, **implied[0]}
+    facts |= {"gelu": EXACT, "layer_norm_eps": 1e-6, **implied[0]}
     keys |= dict.fromkeys(("gelu", "layer_norm_eps"), f"{CONFIG}: architecture")
+    if "act_layer" in arguments:  # It replaces that of the architecture.
+        facts["gelu"] = TIMM_ACTIVATIONS[arguments["act_layer"]]
+        keys["gelu"] = f"{CONFIG}: model_args.act_layer"
     pretrained = config.get("pretrained_cfg") or config
+    tagged = name if "." in name else f"{name}.{pretrained.get('tag')}"
+    if "act_layer" not in arguments and re.fullmatch(TRAINED_WITH_QUICK, tagged):
+        facts["gelu"] = None
+        keys["gelu"] = (
+            f"{CONFIG}: {tagged} was trained with QuickGELU, but timm computes the exact form"
+        )
     inside = "" if pretrained is config else "pretrained_cfg."
     channels, *size = pretrained.get("input_size") or [None]
     further = {

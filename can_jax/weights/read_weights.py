@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from can_jax.models.backbones import SIZES
+from can_jax.models.variant import PLAIN
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.descriptions import file_of_folder, stated_beside, stated_by_export
 from can_jax.weights.layouts import Arrays
-from can_jax.weights.library_configs import TANH, Facts, Stated, merged
+from can_jax.weights.library_configs import FORMS, TANH, Facts, Stated, merged
 from can_jax.weights.reading import Contents, read_contents
 from can_jax.weights.torch_layout import encoder_names, encoder_sizes
 from can_jax.weights.variants import COMPARED, plain_arrays
@@ -94,6 +95,7 @@ def complete(
     mean: Any = None,
     std: Any = None,
     image_size: tuple[int, int] | None = None,
+    gelu: str | None = None,
 ) -> Weights:
     """Add the facts that the arrays determine and those that the caller states.
 
@@ -104,14 +106,42 @@ def complete(
             number per channel.
         image_size: The size (height, width) in pixels, used only if neither positions nor files
             determine the size.
+        gelu: The form of GELU, a key of `FORMS`; must equal the form that the files state, if any.
 
     Raises:
         UserError: A required fact is unknown, or a stated fact contradicts another or the arrays.
     """
     try:
-        return _complete(weights, heads, mean, std, image_size)
+        return _complete(_with_gelu(weights, gelu), heads, mean, std, image_size)
     except UserError as error:
         raise UserError(f"{weights.place}: {error}") from error
+
+
+def _with_gelu(weights: Weights, given: str | None) -> Weights:
+    """Return weights whose options have the form of GELU that the caller or the files state.
+
+    Encoders with a norm before their blocks, those of CLIP, have the exact form or QuickGELU,
+    which their arrays do not show.
+    """
+    options, stated = weights.facts["options"], weights.facts.get("gelu") is not None
+    ours = options.get("gelu", PLAIN.gelu)
+    if given is not None and given not in FORMS:
+        raise UserError(f"gelu={given!r}: give {', '.join(FORMS)}")
+    if stated and given not in (None, ours):
+        raise UserError(f"gelu={given}: the weights have {ours} ({weights.keys['gelu']}); omit it")
+    if given is None and not stated and options.get("pre_norm"):
+        why = weights.keys.get("gelu") or (
+            "no file states the activation of this encoder, which has a norm before its blocks "
+            "like CLIP's: use a folder with its config.json"
+        )
+        raise UserError(
+            f"{why}, or set quick for the models of OpenAI, MetaCLIP and DFN, and exact for those "
+            f"of OpenCLIP ({_how('gelu')})"
+        )
+    if stated or given is None:
+        return weights
+    options = options | ({"gelu": given} if given != PLAIN.gelu else {})
+    return weights._replace(facts=weights.facts | {"options": options, "gelu": FORMS[given]})
 
 
 def _complete(
@@ -153,12 +183,6 @@ def _complete(
             guessed.append(name)
         facts[name] = channel_values(key, value, facts["channels"])
     warnings = weights.warnings
-    if stated.get("options", {}).get("pre_norm") and "gelu" not in stated:
-        warnings += (
-            f"{weights.place} does not state its activation and epsilon, so the exact GELU and "
-            "CLIP's 1e-5 are used. Some models with a norm before their blocks have another "
-            "activation: use a folder with the model's config.json",
-        )
     if guessed:
         warnings += (
             f"{weights.place} does not state {' and '.join(guessed)} of its images, so ImageNet's "

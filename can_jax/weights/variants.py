@@ -9,7 +9,7 @@ from can_jax.models.variant import LAYER_NORM_EPS
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import fits_table, refuse_unused
 from can_jax.weights.layouts import Arrays
-from can_jax.weights.library_configs import EXACT, Stated
+from can_jax.weights.library_configs import EXACT, FORMS, Stated
 from can_jax.weights.torch_layout import encoder_names
 
 CLIP_EPS = 1e-5  # Models with a norm before their blocks follow CLIP, unless a file states more.
@@ -74,8 +74,8 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
         )
     if abs(epsilon / LAYER_NORM_EPS - 1) > 1e-3:
         options["epsilon"] = float(epsilon)
-    if facts.get("gelu", EXACT) != EXACT:
-        options["gelu"] = "tanh"
+    if facts.get("gelu") not in (None, EXACT):
+        options["gelu"] = {form: option for option, form in FORMS.items()}[facts["gelu"]]
     return arrays, options
 
 

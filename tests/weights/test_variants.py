@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import save_file
 
 import can_jax
@@ -13,6 +14,7 @@ from can_jax.export import readers
 from can_jax.models.positions import resized_positions
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
+from can_jax.weights.read_weights import complete, read_weights
 from tests.weights.vits import vit
 
 TORCH = pytest.mark.skipif(
@@ -45,7 +47,8 @@ def loaded(place, arrays, config=None, **given):
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(arrays, place / "model.safetensors")
     if config is None:
-        return can_jax.load(place / "model.safetensors", **(GIVEN | given))
+        given = GIVEN | {"gelu": "exact"} | given
+        return can_jax.load(place / "model.safetensors", **given)
     (place / "config.json").write_text(json.dumps(config))
     return can_jax.load(place, mean=MEAN, std=STD, **given)
 
@@ -89,7 +92,7 @@ def test_epsilon_and_gelu_come_from_the_configuration(tmp_path):
             inner = inner.replace("ls1.gamma", "layer_scale1.lambda1")
             theirs[f"encoder.layer.{inner.replace('ls2.gamma', 'layer_scale2.lambda1')}"] = array
     encoder = loaded(tmp_path, theirs, config)
-    assert_features(encoder, plain.encode(arrays, PIXELS, heads=3, eps=1e-3, tanh=True))
+    assert_features(encoder, plain.encode(arrays, PIXELS, heads=3, eps=1e-3, gelu="tanh"))
     with pytest.raises(
         UserError, match="use_swiglu_ffn=true is not supported: this encoder has MLPs"
     ):
@@ -211,9 +214,39 @@ def test_one_more_array_is_refused_by_name_in_each_layout(tmp_path, layout):
             can_jax.load(place, **GIVEN)
 
 
-def test_assumed_activation_of_a_norm_before_the_blocks_is_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="does not state its activation and epsilon"):
-        loaded(tmp_path, {k: v for k, v in varied().items() if "_norm" not in k})
+def test_activation_of_a_norm_before_the_blocks_is_demanded(tmp_path):
+    arrays = varied()
+    message = "no file states the activation .* quick for the models of OpenAI.* gelu=…"
+    with pytest.raises(UserError, match=message):
+        loaded(tmp_path, arrays, gelu=None)
+    with pytest.raises(UserError, match="model.gelu='relu': give|gelu='relu': give"):
+        loaded(tmp_path, arrays, gelu="relu")
+    wanted = plain.encode(arrays, PIXELS, heads=3, eps=1e-5, gelu="quick")
+    assert_features(loaded(tmp_path, arrays, gelu="quick"), wanted)
+    assert np.abs(wanted - plain.encode(arrays, PIXELS, heads=3, eps=1e-5)).max() > 1e-2
+
+
+def test_activation_of_clip_comes_from_the_configuration_of_timm(tmp_path):
+    save_file(varied(), tmp_path / "model.safetensors")
+
+    def gelu_of(architecture, tag, given=None, **arguments):
+        config = {"architecture": architecture, "pretrained_cfg": {"tag": tag}}
+        config["model_args"] = {"num_heads": 3, "img_size": 16, **arguments}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        options = complete(
+            read_weights(epath.Path(tmp_path)), mean=MEAN, std=STD, gelu=given
+        ).facts["options"]
+        return options.get("gelu", "exact")
+
+    plain_name, quick_name = "vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"
+    assert gelu_of(quick_name, "openai") == "quick"
+    assert gelu_of(quick_name, "openai", act_layer="gelu") == "exact"
+    assert gelu_of(plain_name, "laion2b") == gelu_of(plain_name, "openai_ft_in1k") == "exact"
+    assert gelu_of(plain_name, "openai", "quick") == "quick"
+    with pytest.raises(UserError, match="clip_224.openai was trained with QuickGELU, but timm"):
+        gelu_of(plain_name, "openai")
+    with pytest.raises(UserError, match=r"gelu=exact: the weights have quick \(config.json: arch"):
+        gelu_of(quick_name, "openai", "exact")
 
 
 @pytest.mark.parametrize(
@@ -258,12 +291,13 @@ def of_timm(**options):
         {"reg_tokens": 4},
         {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1},
         {"pre_norm": True, "qkv_bias": False},
+        {"pre_norm": True, "act_layer": "quick_gelu"},
         {"global_pool": "avg", "fc_norm": True},
     ],
 )
 def test_features_are_those_of_timm(tmp_path, options):
     arrays, tokens, pooled = of_timm(**options)
-    encoder = loaded(tmp_path, arrays)
+    encoder = loaded(tmp_path, arrays, gelu="quick" if "act_layer" in options else "exact")
     np.testing.assert_allclose(encoder(IMAGES, "tokens"), tokens, atol=1e-5)
     kind = "patches" if options.get("global_pool") == "avg" else "class"
     np.testing.assert_allclose(encoder(IMAGES, kind), pooled, atol=1e-5)

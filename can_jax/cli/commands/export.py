@@ -21,6 +21,7 @@ from can_jax.export.write import export_run
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import phase
+from can_jax.weights.library_configs import FORMS
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -49,6 +50,12 @@ _DATA = FLAGS.text("data", None, "A description of the training data for the mod
 _PUSH = FLAGS.text("push", None, "The Hugging Face repository to upload to, as hf://user/name.")
 _HEADS = FLAGS.integer(
     "heads", None, "The number of attention heads, if the weights do not state it."
+)
+_GELU = FLAGS.choice(
+    "gelu",
+    None,
+    list(FORMS),
+    "The form of the GELU activation, if the weights do not state it.",
 )
 _MEAN = FLAGS.items(
     "mean",
@@ -89,7 +96,7 @@ def main() -> None:
     with phase("writing and verifying the export", _FORMAT.value):
         manifest = export_run(
             checkpoint, _FORMAT.value, output, _CONTENTS.value, results,
-            given=Given(_HEADS.value, mean, std), push=_PUSH.value,
+            given=Given(_HEADS.value, mean, std, gelu=_GELU.value), push=_PUSH.value,
             statement=Statement(_LICENSE.value, _DATA.value),
         )  # fmt: skip
     facts = {
