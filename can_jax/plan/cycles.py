@@ -16,13 +16,22 @@ from jax.sharding import Mesh
 
 from can_jax.plan.charges import Charge, Estimate
 from can_jax.plan.clocks import Clock
-from can_jax.plan.hlo import channel_of, collective_of
+from can_jax.plan.hlo import chain_of, collective_of
 from can_jax.plan.parts import line_of, part_of, part_of_argument
 from can_jax.plan.program import Computation, Instruction, Program
-from can_jax.plan.roofline import flops, inside, is_free, kind_of, moved_bytes, origin_of, target
+from can_jax.plan.roofline import (
+    custom_targets,
+    flops,
+    inside,
+    is_free,
+    kind_of,
+    moved_bytes,
+    origin_of,
+    target,
+)
 from can_jax.plan.topology import Topology
 
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":\s*"(\d+)"')
 _CASTS = ("convert", "copy", "copy-start", "copy-done", "bitcast", "reshape", "transpose")
 # Custom calls in fused computations that begin and end a collective of the TPU compiler's fusions.
 _BEGIN, _END = "AsyncCollectiveStart", "AsyncCollectiveDone"
@@ -125,7 +134,9 @@ class _Walk:
             moved / self._clock.memory_bandwidth,
             (products or 0.0) / self._topology.chip.peak_flops,
         )
-        note = None if products is not None else f"unknown FLOPs of {target(instruction)}"
+        note = None
+        if products is None:
+            note = f"unknown FLOPs of {', '.join(custom_targets(self.program, instruction))}"
         scalar = all(math.prod(array.shape) == 1 for array in instruction.arrays)
         launched = instruction.opcode in ("fusion", "custom-call") or not scalar
         charge = self.charge(instruction, seconds, times, part, "memory", kind, launched, note)
@@ -158,8 +169,8 @@ class _Walk:
 
     def collectives(
         self, computation: Computation, instruction: Instruction
-    ) -> list[tuple[str, float]]:
-        """Return the channel ID and the seconds of each collective in an instruction."""
+    ) -> list[tuple[str | None, float]]:
+        """Return the chain ID, if any, and the seconds of each collective in an instruction."""
         found = [(computation, instruction)]
         if instruction.opcode == "fusion" or instruction.opcode.startswith("async-"):
             found = list(inside(self.program, instruction))
@@ -167,7 +178,7 @@ class _Walk:
         for where, one in found:
             if collective := collective_of(one, where, self._mesh):
                 bandwidth = self._topology.bandwidth(collective.devices)
-                result.append((channel_of(one) or one.name, collective.moved / bandwidth))
+                result.append((chain_of(one), collective.moved / bandwidth))
         return result
 
     def copy_seconds(self, instruction: Instruction) -> float:
@@ -217,7 +228,7 @@ class _Schedule:
         self._now = 0.0  # The seconds of one execution so far.
         self._free = {"collectives": 0.0, "copies": 0.0}  # When each engine ends its transfers.
         self._pending: dict[str, _Transfer] = {}
-        self._sent: set[str] = set()  # Channels whose collective is charged.
+        self._sent: set[str] = set()  # Chains whose collective is charged.
 
     def run(self, computation: Computation, instruction: Instruction, part: str | None) -> None:
         """Add the next instruction of the schedule."""
@@ -250,7 +261,7 @@ class _Schedule:
         computation: Computation,
         instruction: Instruction,
         part: str | None,
-        moves: list[tuple[str, float]],
+        moves: list[tuple[str | None, float]],
     ) -> None:
         """Add a fusion, which may also start, advance, finish or perform a collective."""
         seconds = 0.0
@@ -260,16 +271,16 @@ class _Schedule:
         if not moves:
             return
         targets = {target(inner) for _, inner in inside(self._walk.program, instruction)}
-        channel = moves[0][0]
+        chain = moves[0][0] or instruction.name
         if _BEGIN in targets:
-            self._start(channel, instruction, part, moves, stepwise=True)
+            self._start(chain, instruction, part, moves, stepwise=True)
         elif _END in targets:
-            if channel in self._pending:
-                self._finish(self._pending.pop(channel))
-                self._sent.add(channel)
+            if chain in self._pending:
+                self._finish(self._pending.pop(chain))
+                self._sent.add(chain)
             self._send(instruction, part, moves)  # Unless it was begun here.
-        elif channel in self._pending:
-            transfer = self._pending[channel]
+        elif chain in self._pending:
+            transfer = self._pending[chain]
             transfer.hidden = (transfer.hidden or 0.0) + seconds
         else:
             self._send(instruction, part, moves)
@@ -279,17 +290,17 @@ class _Schedule:
         key: str,
         instruction: Instruction,
         part: str | None,
-        moves: list[tuple[str, float]],
+        moves: list[tuple[str | None, float]],
         *,
         stepwise: bool,
     ) -> None:
         """Start a transfer, which begins after the earlier transfers of its kind have ended.
 
         Args:
-            key: The instruction name or channel ID by which a later instruction ends the transfer.
+            key: The instruction name or chain ID by which a later instruction ends the transfer.
             instruction: The instruction that starts the transfer.
             part: The part of the step to which the transfer belongs.
-            moves: The channel ID and the seconds of each collective; empty for a copy.
+            moves: The chain ID and the seconds of each collective; empty for a copy.
             stepwise: Whether only the fusions that advance the transfer overlap it.
         """
         kind = "collectives" if moves else "copies"
@@ -316,12 +327,13 @@ class _Schedule:
         )  # fmt: skip
 
     def _send(
-        self, instruction: Instruction, part: str | None, moves: list[tuple[str, float]]
+        self, instruction: Instruction, part: str | None, moves: list[tuple[str | None, float]]
     ) -> None:
-        """Count the full time of collectives without overlap, once for each channel ID."""
-        for channel, seconds in moves:
-            if channel not in self._sent:
-                self._sent.add(channel)
+        """Count the full time of collectives without overlap, once for each chain ID."""
+        for chain, seconds in moves:
+            if chain is None or chain not in self._sent:
+                if chain is not None:
+                    self._sent.add(chain)
                 self._add(
                     self._walk.charge(
                         instruction,

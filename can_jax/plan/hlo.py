@@ -65,23 +65,27 @@ def collectives(program: Program | str, mesh: Mesh) -> list[Collective]:
     if isinstance(program, str):
         program = Program(program)
     times = program.times()
-    by_channel: dict[str, Collective] = {}
+    found: dict[str, Collective] = {}
     for name, computation in program.computations.items():
         for instruction in computation.instructions:
             collective = collective_of(instruction, computation, mesh) if times[name] else None
             if collective is None:
                 continue
-            # The compiler may split one collective over several operations. They share
-            # a channel and are counted once.
-            key = channel_of(instruction) or f"{name}/{instruction.name}"
-            repeated = max(times[name], by_channel[key].times if key in by_channel else 0)
-            by_channel[key] = dataclasses.replace(collective, times=repeated)
-    return list(by_channel.values())
+            # The operations of a chain are one collective, and are counted once.
+            key = chain_of(instruction) or f"{name}/{instruction.name}"
+            repeated = max(times[name], found[key].times if key in found else 0)
+            found[key] = dataclasses.replace(collective, times=repeated)
+    return list(found.values())
 
 
-def channel_of(instruction: Instruction) -> str | None:
-    """Return the channel ID, which the parts of one collective share, or None without an ID."""
-    return instruction.attribute(r"channel_id=(\d+)")
+def chain_of(instruction: Instruction) -> str | None:
+    """Return the chain ID of a collective, or None without an ID.
+
+    The TPU compiler may split a collective over several fusions. The operations in these fusions
+    share a chain ID. A channel ID does not identify a collective: the gradients of all blocks can
+    have the same one.
+    """
+    return instruction.attribute(r'chain_id="(\d+)"')
 
 
 def collective_of(

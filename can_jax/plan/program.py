@@ -16,7 +16,7 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::([^{
 _TILE = re.compile(r"T\(([\d,]+)\)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
-_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"n":\s*"(\d+)"')
 
 
 class Array(NamedTuple):

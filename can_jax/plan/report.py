@@ -19,6 +19,7 @@ from can_jax.plan.topology import Topology
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
 TRAFFIC = ("memory_traffic_bytes", "memory_traffic_outside_products_bytes")
+LISTED = 20  # The maximum number of instructions with uncertain times in a table.
 IMAGENET = 1_281_167  # The number of images in an epoch of ImageNet-1k.
 
 
@@ -243,9 +244,11 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
         result.append(table)
     if values["parts"]:
         result.append(parts_table(values))
-    if values.get("unestimated"):
+    if uncertain := values.get("unestimated"):
         title = "Instructions whose time is uncertain"
-        result.append(instructions_table(title, values["unestimated"]))
+        if len(uncertain) > LISTED:
+            title += f": the slowest {LISTED} of {len(uncertain)}; --json lists all"
+        result.append(instructions_table(title, uncertain[:LISTED]))
     if values.get("top"):
         result.append(instructions_table("The most expensive instructions", values["top"]))
     return result

@@ -23,7 +23,8 @@ FREE_TARGETS = frozenset(
     )
 )  # fmt: skip
 _STATED = (
-    r'"?cost_estimate"?:\{{[^}}]*"?{}"?:"?(\d+)'  # A number that a custom call's author gives.
+    # A number that a custom call's author gives.
+    r'"?cost_estimate"?:\s*\{{[^}}]*"?{}"?:\s*"?(\d+)'
 )
 SLICES = ("slice", "dynamic-slice", "gather")
 PRODUCTS = ("dot", "convolution", "ragged-dot")
@@ -83,7 +84,7 @@ def kind_of(program: Program, instruction: Instruction) -> str:
     parts = [instruction]
     if instruction.opcode == "fusion":
         parts = [inner for _, inner in inside(program, instruction) if inner.opcode != "fusion"]
-    opcodes = {part.opcode for part in parts}
+    opcodes = {part.opcode for part in parts if target(part) not in FREE_TARGETS}
     if opcodes & set(PRODUCTS) or any(_is_library_product(part) for part in parts):
         return "products"
     if "custom-call" in opcodes:
@@ -194,9 +195,20 @@ def flops(program: Program, computation: Computation, instruction: Instruction) 
     """
     found = [(computation, instruction)]
     if instruction.opcode == "fusion":  # It may hold a library's product beside a slice.
-        found = list(inside(program, instruction))
+        found = [one for one in inside(program, instruction) if not is_free(one[1])]
     counted = [_single_flops(*one) for one in found]
     return None if None in counted else math.fsum(number or 0.0 for number in counted)
+
+
+def custom_targets(program: Program, instruction: Instruction) -> list[str]:
+    """Return the targets of a custom call, or of the custom calls in a fusion, in sorted order.
+
+    Targets that neither compute nor move anything are left out.
+    """
+    found = [instruction]
+    if instruction.opcode == "fusion":
+        found = [inner for _, inner in inside(program, instruction)]
+    return sorted({target(one) or "" for one in found} - FREE_TARGETS - {""})
 
 
 def _single_flops(computation: Computation, instruction: Instruction) -> float | None:
@@ -227,7 +239,7 @@ def _library_flops(computation: Computation, instruction: Instruction) -> float 
         return _attention_flops(computation, instruction, backward="Backward" in name)
     if not re.search("gemm|matmul", name):
         return None
-    axes = instruction.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+    axes = instruction.attribute(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]')
     left = _shape(computation, instruction.operands[0])
     if axes is None or not left:
         return None
@@ -243,7 +255,8 @@ def _attention_flops(
     The forward pass of attention has two matrix products. The backward pass has five matrix
     products, one of which recomputes the logits.
     """
-    stated = r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([^\]]*)\]'
+    # Some versions of XLA write spaces after colons here.
+    stated = r'"intermediate_tensor_shape":\s*\{[^}]*"dimensions":\s*\[([^\]]*)\]'
     logits = instruction.attribute(stated)
     query = _shape(computation, instruction.operands[0])
     if logits is None or not query:

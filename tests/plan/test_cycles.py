@@ -135,16 +135,16 @@ COLLECTIVES = f"""HloModule step
   ROOT %sum = f32[] add(%a, %b)
 }}
 %begin (p.1: f32[10]) -> f32[80] {{
-  %gather.1 = f32[80]{{0}} all-gather(%p.1), channel_id=3, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}
+  %gather.1 = f32[80]{{0}} all-gather(%p.1), channel_id=3, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}, frontend_attributes={{chain_id="0"}}
   ROOT %call.1 = (f32[10]{{0}}, f32[80]{{0}}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
 }}
 %advance (p.2: f32[10], p.3: f32[4]) -> f32[80] {{
-  %gather.2 = f32[80]{{0}} all-gather(%p.2), channel_id=3, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}
+  %gather.2 = f32[80]{{0}} all-gather(%p.2), channel_id=3, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}, frontend_attributes={{chain_id="0"}}
   %work = f32[4]{{0}} negate(%p.3)
   ROOT %tuple.1 = (f32[4]{{0}}, f32[80]{{0}}) tuple(%work, %gather.2)
 }}
 %finish (p.4: f32[10]) -> f32[80] {{
-  %gather.3 = f32[80]{{0}} all-gather(%p.4), channel_id=3, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}
+  %gather.3 = f32[80]{{0}} all-gather(%p.4), channel_id=3, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}, frontend_attributes={{chain_id="0"}}
   ROOT %call.2 = f32[80]{{0}} custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
 }}
 %fused (p.5: f32[4]) -> f32[4] {{
@@ -187,7 +187,16 @@ def test_collective_that_ends_elsewhere_counts_in_full():
 def test_collective_inside_of_a_fusion_counts_in_full():
     text = COLLECTIVES.replace("AsyncCollectiveStart", "Sharding")
     assert seconds(text)["start.2"] == pytest.approx(28.0)
-    assert "done.2" not in seconds(text)  # One channel, counted once.
+    assert "done.2" not in seconds(text)  # One chain, counted once.
+
+
+def test_each_collective_of_a_channel_counts():
+    """The gradients of all blocks can have one channel, as those that the compiler adds have."""
+    text = COLLECTIVES.replace("channel_id=2", "channel_id=1").replace("channel_id=3", "channel_id=1")
+    assert seconds(text) == seconds(COLLECTIVES)
+    same = "%reduce.2 = f32[10]{0} all-reduce(%p.0), channel_id=1, to_apply=%add\n  %start.1 ="
+    found = seconds(COLLECTIVES.replace("%start.1 =", same))
+    assert found["reduce.1"] == found["reduce.2"] == pytest.approx(7.0)
 
 
 def test_what_has_no_estimate_is_charged_at_its_roofline():
@@ -218,6 +227,28 @@ ENTRY %main (p.0: f32[4,8]) -> f32[4] {
         8 * 128 + 128 + 64
     )
     assert [charge.name for charge in found.top(2)] == ["dot.1", "reverse.1"]
+
+
+def test_custom_calls_in_a_fusion_are_named_unless_they_do_nothing():
+    text = """HloModule step
+%gather (p.1: f32[4]) -> f32[4] {
+  %p.1 = f32[4]{0} parameter(0)
+  %note.1 = f32[4]{0} custom-call(%p.1), custom_call_target="AssumeGatherIndicesInBound"
+  ROOT %gather.1 = f32[4]{0} gather(%note.1, %note.1)
+}
+%kernel (p.2: f32[4]) -> f32[4] {
+  %p.2 = f32[4]{0} parameter(0)
+  ROOT %call.1 = f32[4]{0} custom-call(%p.2), custom_call_target="some_kernel"
+}
+ENTRY %main (p.0: f32[4]) -> f32[4] {
+  %p.0 = f32[4]{0} parameter(0)
+  %fusion.1 = f32[4]{0} fusion(%p.0), kind=kCustom, calls=%gather
+  ROOT %fusion.2 = f32[4]{0} fusion(%p.0), kind=kCustom, calls=%kernel
+}
+"""
+    (unknown,) = estimated(text).unknown()
+    assert (unknown.name, unknown.note) == ("fusion.2", "unknown FLOPs of some_kernel")
+    assert [charge.kind for charge in estimated(text).charges] == ["elementwise", "custom"]
 
 
 def test_casts_of_arguments_belong_to_the_part_that_reads_them():

@@ -1,5 +1,7 @@
 """The planner for GPUs: data sheets, and a roofline on programs small enough to be added up."""
 
+import json
+
 import pytest
 
 from can_jax.distributed.hardware import chip_of
@@ -62,6 +64,27 @@ def test_kernels_and_traffic_add_up():
         assert product.flops == 2 * 64 * 32 * 16
         assert product.seconds == pytest.approx(product.moved / 3352e9)
     assert found.traffic == found.traffic_outside_products + 2 * product.moved
+
+
+ATTENTION = """HloModule step
+ENTRY %main (q: bf16[2,7,4,16]) -> bf16[2,7,4,16] {
+  %q = bf16[2,7,4,16]{3,2,1,0} parameter(0)
+  %out = (bf16[2,7,4,16]{3,2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax", backend_config=CONFIG
+  ROOT %back = (bf16[2,7,4,16]{3,2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config=CONFIG
+}
+"""  # noqa: E501
+CONFIG = {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "4", "7", "7"]}}
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_flops_of_attention_are_known(separators):
+    chip = chip_of("NVIDIA H100 80GB HBM3")
+    topology = Topology("h100:1x1", [None], chip, (1, 1), slices=1, exact=True, hosts=True)
+    text = ATTENTION.replace("CONFIG", json.dumps(CONFIG, separators=separators))
+    found = estimate_step(Program(text), make_mesh(small_config().mesh), topology, clock_of(chip))
+    product = 2 * (2 * 4 * 7 * 7) * 16
+    assert [charge.flops for charge in found.charges] == [2 * product, 5 * product]
+    assert [charge.note for charge in found.charges] == [None, None]
 
 
 @pytest.mark.parametrize("name", GPUS)

@@ -62,11 +62,11 @@ TPU = """HloModule step, is_scheduled=true
 }
 
 %part.1 (p.2: bf16[64,8]) -> bf16[64,32] {
-  ROOT %all-gather.1 = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%p.2), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}
+  ROOT %all-gather.1 = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%p.2), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}, frontend_attributes={chain_id="0"}
 }
 
 %part.2 (p.3: bf16[64,8]) -> bf16[64,32] {
-  ROOT %all-gather.2 = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%p.3), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}
+  ROOT %all-gather.2 = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%p.3), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}, frontend_attributes={chain_id="0"}
 }
 
 %body.1 (p.4: (s32[], /*index=1*/bf16[64,8])) -> (s32[], bf16[64,8]) {
@@ -87,7 +87,7 @@ ENTRY %main.1 (p.0: bf16[64,8]) -> f32[4] {
 
 
 def test_what_the_tpu_compiler_writes():
-    """Loops by the constant of their condition, one channel counted once, scatters by their name,
+    """Loops by the constant of their condition, one chain counted once, scatters by their name,
     groups in each of the forms that there are."""
     found = {c.kind: c for c in collectives(TPU, mesh_of(2, 4, 1)) if c.devices != 2}
     assert set(found) == {"reduce-scatter", "all-gather"}
@@ -97,6 +97,11 @@ def test_what_the_tpu_compiler_writes():
     permute, started = (c for c in collectives(TPU, mesh_of(2, 4, 1)) if c.devices == 2)
     assert (permute.kind, permute.axes, permute.bytes) == ("collective-permute", "data+fsdp", 16)
     assert (started.kind, started.axes, started.arrays) == ("all-gather", "data", ("f32[4]",))
+
+
+def test_collectives_that_share_a_channel_are_different_ones():
+    text = TPU.replace(", channel_id=9", ", channel_id=4").replace("channel_id=10", "channel_id=4")
+    assert collectives(text, mesh_of(2, 4, 1)) == collectives(TPU, mesh_of(2, 4, 1))
 
 
 @pytest.mark.parametrize(
