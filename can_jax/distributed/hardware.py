@@ -5,6 +5,7 @@ device.
 """
 
 import dataclasses
+import re
 import time
 
 import jax
@@ -68,8 +69,11 @@ CHIPS = (
 
 
 def chip_of(kind: str) -> Chip | None:
-    """Return the entry of `CHIPS` for JAX's ``device_kind``, or None for an unknown device."""
-    matching = [chip for chip in CHIPS if kind.startswith(chip.name)]
+    """Return the entry of `CHIPS` for JAX's ``device_kind``, or None for an unknown device.
+
+    A name must end at the end of a word: an ``NVIDIA L40`` is no ``NVIDIA L4``.
+    """
+    matching = [chip for chip in CHIPS if re.match(rf"{re.escape(chip.name)}(?!\w)", kind)]
     return max(matching, key=lambda chip: len(chip.name), default=None)
 
 

@@ -17,7 +17,10 @@ from can_jax.plan.hlo import Collective, bytes_of
 from can_jax.plan.search import Attempt
 from can_jax.plan.topology import Topology
 
-COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
+COMPILERS = (
+    "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "jax-cuda12-plugin",
+    "nvidia-cudnn-cu12",
+)  # fmt: skip
 TRAFFIC = ("memory_traffic_bytes", "memory_traffic_outside_products_bytes")
 LISTED = 20  # The maximum number of instructions with uncertain times in a table.
 IMAGENET = 1_281_167  # The number of images in an epoch of ImageNet-1k.
@@ -256,7 +259,9 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
 
 def clock_facts(values: dict[str, Any]) -> dict[str, str]:
     """Return the rows about the time of a step for the table of a plan."""
-    versions = ", ".join(f"{name} {version or '-'}" for name, version in values["versions"].items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in values["versions"].items() if version
+    )
     if values["estimated_seconds"] is None:
         return {
             "step": f"{values['step_seconds']:.3g} s without overlap: "

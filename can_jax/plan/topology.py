@@ -27,6 +27,9 @@ TPUS = {
     "v5p": ("v5p", {}),
     "v6e": ("v6e", {}),
 }
+# The number of axes of a slice's grid, and the largest number of its chips.
+GRIDS = {"v3": (2, 1024), "v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 8960), "v6e": (2, 256)}
+LARGEST = 2**14  # devices that the planner can describe in a few seconds
 MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs per host x hosts) or cpu:8"
 
 
@@ -105,6 +108,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         raise UserError(
             f"--topology={name}, --slices={slices}: give at least 1 slice, and sizes of at least 1"
         )
+    if (count := math.prod(shape) * slices) > LARGEST:
+        raise UserError(f"--topology={name}: {count:,} devices; give at most {LARGEST:,}")
     jax.config.update("jax_platforms", "cpu")  # Programs are compiled but never run.
     if kind in TPUS:
         return _tpu(name, kind, shape, slices)
@@ -154,6 +159,17 @@ def _gpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
 
 def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
     spare_absent_tpu()
+    axes, largest = GRIDS[kind]
+    if not 2 <= len(shape) <= axes:
+        raise UserError(
+            f"--topology={name}: give the grid of the chips of a slice along "
+            f"{'two' if axes == 2 else 'two or three'} axes, such as {kind}:{'x'.join('2' * axes)}"
+        )
+    if math.prod(shape) > largest:
+        raise UserError(
+            f"--topology={name}: a slice of {kind} has at most {largest:,} chips; give more slices "
+            "by --slices=N"
+        )
     compiler_name, options = TPUS[kind]
     arguments: dict[str, Any] = dict(options)
     if math.prod(shape) < 4:  # Smaller than a host.

@@ -192,7 +192,9 @@ def test_collective_inside_of_a_fusion_counts_in_full():
 
 def test_each_collective_of_a_channel_counts():
     """The gradients of all blocks can have one channel, as those that the compiler adds have."""
-    text = COLLECTIVES.replace("channel_id=2", "channel_id=1").replace("channel_id=3", "channel_id=1")
+    text = COLLECTIVES.replace("channel_id=2", "channel_id=1").replace(
+        "channel_id=3", "channel_id=1"
+    )
     assert seconds(text) == seconds(COLLECTIVES)
     same = "%reduce.2 = f32[10]{0} all-reduce(%p.0), channel_id=1, to_apply=%add\n  %start.1 ="
     found = seconds(COLLECTIVES.replace("%start.1 =", same))

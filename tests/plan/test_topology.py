@@ -49,6 +49,11 @@ def test_any_factor_of_a_slice_is_a_mesh():
         ("v5x:2x2", "unknown device 'v5x'; did you mean v5"),
         ("v5e:3x5", "not divisible"),
         ("v5e:0x2", "at least 1"),
+        ("v5e:4", "along two axes, such as v5e:2x2"),
+        ("v6e:2x2x2", "along two axes, such as v6e:2x2"),
+        ("v5p:8", "along two or three axes, such as v5p:2x2x2"),
+        ("v5e:32x32", "at most 256 chips; give more slices by --slices=N"),
+        ("h100:8x9999", "79,992 devices; give at most 16,384"),
     ],
 )
 def test_what_is_no_topology_is_one_line(name, message):
@@ -80,6 +85,8 @@ def test_chips_are_known_by_the_longest_name():
     assert chip_of("TPU v5 lite").peak_flops == 197e12
     assert chip_of("TPU v5").peak_flops == 459e12
     assert chip_of("NVIDIA H100 80GB HBM3").peak_flops == 989e12
+    assert chip_of("NVIDIA A100-SXM4-80GB").name == "NVIDIA A100"
+    assert chip_of("NVIDIA L40") is None and chip_of("NVIDIA L40S").name == "NVIDIA L40S"
     assert chip_of(jax.devices()[0].device_kind) is None
 
 
