@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from can_jax.plan.topology import open_topology
 from can_jax.utils.progress import apart
 
 RECORD = Path(__file__).with_name("cycles.json")
+CONSTRAINTS = sorted((Path(__file__).parents[2] / "constraints").glob("*.txt"))
 ALLOWED = 1.1
 SMALLEST = 2e-4  # seconds; smaller parts may vary
 
@@ -43,6 +45,12 @@ def test_no_part_of_the_step_takes_more_cycles_than_recorded():
             dearest = [charge for charge in estimate.top(10**6) if charge.part == part][:5]
             lines = [f"{1e3 * c.total:.3f} ms {c.name} {c.line}" for c in dearest]
             pytest.fail(f"{part}: {before:.6f} to {seconds:.6f} s\n" + "\n".join(lines))
+
+
+def test_tested_versions_are_recorded():
+    """Otherwise the guard would be skipped after an update of the constraints."""
+    pins = re.findall(r"^libtpu==(.*)$", "".join(map(Path.read_text, CONSTRAINTS)), re.MULTILINE)
+    assert pins and set(pins) <= set(json.loads(RECORD.read_text()))
 
 
 if __name__ == "__main__":

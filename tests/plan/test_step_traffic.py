@@ -6,6 +6,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -81,6 +82,13 @@ def test_step_of_a_gpu_moves_no_more_than_recorded(topology):
     found = json.loads(done.stdout)[version][topology]
     more = grown(found, recorded[version][topology])
     assert not more, "\n".join(more)
+
+
+def test_tested_version_is_recorded():
+    """Otherwise the guard would be skipped after an update of the constraints."""
+    text = (Path(__file__).parents[2] / "constraints" / "py312-cuda.txt").read_text()
+    (pin,) = re.findall(rf"^{PLUGIN}==(.*)$", text, re.MULTILINE)
+    assert set(TOPOLOGIES) <= set(json.loads(RECORD.read_text())[pin])
 
 
 def test_growth_is_reported_with_its_line():
