@@ -13,9 +13,10 @@ from can_jax.augment.photometric import Photometric
 from can_jax.config.defaults import DATA, OPTIMIZER
 from can_jax.config.durations import TOTAL, WARMUP, value_of
 from can_jax.data.sources.registry import SOURCES, parts_of_mixture
-from can_jax.models.backbones import BACKBONES, decoder_size
+from can_jax.models.backbones import BACKBONES, decoder_size, encoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.masking import visible_count
+from can_jax.models.ops import CUDNN_HEAD_WIDTH, fits_cudnn
 from can_jax.models.variant import variant_of
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -136,6 +137,12 @@ def check_encoder(config: ConfigDict) -> None:
         "'linear'",
     )
     BACKBONES.get(model.backbone).check(config)
+    for name, size in (("model", encoder_size(model)), ("model.decoder", decoder_size(model))):
+        check(
+            model.attention != "cudnn" or fits_cudnn(size.width // size.heads),
+            f"model.attention='cudnn' needs heads of at most {CUDNN_HEAD_WIDTH} features, a "
+            f"multiple of 8, not {name}.width / {name}.heads = {size.width // size.heads}",
+        )
     for name in ("mean", "std"):
         check(
             len(config.augment[name]) == config.data.channels,

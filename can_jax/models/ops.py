@@ -17,6 +17,8 @@ Heads = Float[Array, "rows heads tokens width"]
 
 ATTENTION = ("auto", "xla", "cudnn")
 
+CUDNN_HEAD_WIDTH = 128  # the largest number of features of a head in cuDNN's fused attention
+
 # Names of NVIDIA GPUs without bfloat16 units, for which cuDNN has no fused attention.
 BEFORE_AMPERE = ("V100", "T4", "P100", "P40", "GTX", "TITAN", "Quadro", "RTX 20")
 
@@ -205,9 +207,14 @@ def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
     """
     kind = device_kind()
     newer = "NVIDIA" in kind and not any(name in kind for name in BEFORE_AMPERE)
-    fits = jnp.dtype(dtype).itemsize == 2 and head_width <= 128 and head_width % 8 == 0
+    fits = jnp.dtype(dtype).itemsize == 2 and fits_cudnn(head_width)
     chosen = setting == "cudnn" or (setting == "auto" and newer and fits)
     return "cudnn" if platform() == "gpu" and chosen else "xla"
+
+
+def fits_cudnn(head_width: int) -> bool:
+    """Return whether cuDNN's fused attention supports heads of a number of features."""
+    return head_width <= CUDNN_HEAD_WIDTH and head_width % 8 == 0
 
 
 def compiles_as_loop(scan: bool | str) -> bool:
