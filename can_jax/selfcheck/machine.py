@@ -160,7 +160,8 @@ def speeds() -> list[Finding]:
     Image.fromarray(noise).resize(PHOTO).save(file, "JPEG", quality=90)
 
     def decode() -> None:
-        open_image(file.getvalue()).load()
+        with open_image(file.getvalue()) as image:
+            image.load()
 
     decoded = repeated(decode)
     return [

@@ -19,10 +19,17 @@ LIMIT = 1000
 KINDS = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "jpeg2000")
 
 
+def opened(content, *limit):
+    """The pixels of an image file that is opened and decoded."""
+    with images.open_image(content, *limit) as image:
+        return np.asarray(image)
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "ico"])
 def test_formats_of_photographs_are_read(kind):
     content = encode(PIXELS, kind)
-    assert images.open_image(content).format in images.FORMATS
+    with images.open_image(content) as image:
+        assert image.format in images.FORMATS
     assert not why_undecodable(content, LIMIT, whole=True)
 
 
@@ -34,7 +41,7 @@ def test_other_formats_are_not_opened(kind):
     mode = {"msp": "1", "xbm": "1", "spider": "F"}.get(kind, "RGB")
     Image.new(mode, (16, 16)).save(buffer, kind)
     with pytest.raises(ValueError, match="cannot identify the format as one of JPEG, PNG"):
-        images.open_image(buffer.getvalue())
+        opened(buffer.getvalue())
     assert why_undecodable(buffer.getvalue(), LIMIT, whole=True)
 
 
@@ -64,7 +71,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(kind, monkeypatch):
     content = large(kind)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="40 x 40 pixels, more than the limit of 1000"):
-        images.open_image(content, LIMIT)
+        opened(content, LIMIT)
     assert decode.orientation(content, LIMIT) == 1
 
 
@@ -75,7 +82,7 @@ def test_icon_of_another_size_than_its_list_states_is_refused(inner):
         content = content[:8] + struct.pack("<i", 80) + content[12:]
     entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(content), 22)
     with pytest.raises(ValueError, match="40 x 40 pixels, more than the limit of 1000"):
-        images.open_image(struct.pack("<3H", 0, 1, 1) + entry + content, LIMIT)
+        opened(struct.pack("<3H", 0, 1, 1) + entry + content, LIMIT)
 
 
 def test_canvas_of_a_webp_is_compared_before_it_is_reserved():
@@ -83,7 +90,7 @@ def test_canvas_of_a_webp_is_compared_before_it_is_reserved():
     header = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + b"\xff\xff\0" * 2
     body = b"WEBP" + header + frame
     with pytest.raises(ValueError, match="65536 x 65536 pixels"):
-        images.open_image(b"RIFF" + struct.pack("<I", len(body)) + body)
+        opened(b"RIFF" + struct.pack("<I", len(body)) + body)
 
 
 def test_text_is_limited():
@@ -92,13 +99,13 @@ def test_text_is_limited():
     piece = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     png = encode(PIXELS)
     with pytest.raises(ValueError, match="MAX_TEXT"):
-        images.open_image(png[:33] + piece + png[33:]).load()
+        opened(png[:33] + piece + png[33:])
     gif = encode(PIXELS, "gif")
     end = 13 + 3 * 2 ** (gif[10] % 8 + 1)
     comment = b"!\xfe" + (b"\xff" + b"a" * 255) * 5000 + b"\0"
     with pytest.raises(ValueError, match="bytes of text before its first image"):
-        images.open_image(gif[:end] + comment + gif[end:])
-    images.open_image(gif[:end] + b"!\xfe\3abc\0" + gif[end:]).load()
+        opened(gif[:end] + comment + gif[end:])
+    opened(gif[:end] + b"!\xfe\3abc\0" + gif[end:])
 
 
 def test_of_an_animation_the_first_frame_is_decoded():
@@ -108,7 +115,17 @@ def test_of_an_animation_the_first_frame_is_decoded():
     assert decode.pillow_pixels(buffer.getvalue(), 3, LIMIT, False)[0, 0, 0] == 10
 
 
-def test_more_pixels_are_allowed_where_they_are_set(monkeypatch):
+def test_more_pixels_are_allowed_only_while_an_image_is_open(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    images.open_image(large("png"), 2000).load()
-    assert Image.MAX_IMAGE_PIXELS == 2000
+    with images.open_image(large("png"), 2000), images.open_image(large("tiff"), 3000) as last:
+        last.load()
+        assert Image.MAX_IMAGE_PIXELS == 3000
+        with pytest.raises(ValueError, match="more than the limit"):
+            opened(large("png"), 1500)
+        with pytest.raises(ValueError, match="cannot identify"):
+            opened(b"no image", 4000)
+        assert Image.MAX_IMAGE_PIXELS == 3000
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as a program may disable the limit
+    opened(large("png"), 2000)
+    assert Image.MAX_IMAGE_PIXELS is None

@@ -5,9 +5,11 @@ and supports more than forty formats; for PostScript it starts Ghostscript. Only
 an animation or multi-image file is decoded.
 """
 
+import contextlib
 import functools
 import io
 import struct
+import threading
 from collections.abc import Iterator
 
 from PIL import Image
@@ -27,33 +29,72 @@ def _known() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Open a file with Pillow, without decoding its pixels.
+class _PillowLimit:
+    """Pillow's limit on pixels, which is raised while at least one open image allows more.
+
+    Pillow has one limit for the process, and applies it to an image that it opens and to each tile
+    of a TIFF that it decodes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._usual: int | None = None
+        self._allowed: list[int] = []
+
+    @contextlib.contextmanager
+    def at_least(self, pixels: int) -> Iterator[None]:
+        """Raise the limit to ``pixels``, if it is lower, while the context is active."""
+        with self._lock:
+            if not self._allowed:
+                self._usual = Image.MAX_IMAGE_PIXELS
+            self._allowed.append(pixels)
+            self._apply()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._allowed.remove(pixels)
+                self._apply()
+
+    def _apply(self) -> None:
+        if self._usual is not None:  # otherwise the program has disabled the limit
+            Image.MAX_IMAGE_PIXELS = max([self._usual, *self._allowed])
+
+
+_LIMIT = _PillowLimit()
+
+
+@contextlib.contextmanager
+def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.Image]:
+    """Open a file with Pillow, without decoding its pixels, and close it when the context ends.
 
     Args:
         encoded: The bytes of the image file.
         max_pixels: The maximum number of pixels, width times height. If ``max_pixels`` exceeds
-            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit is raised for the whole process.
+            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit is raised while the context is active.
 
     Raises:
         Exception: The format is not supported, the image is too large, or the file is damaged.
             Pillow raises exceptions of many types.
     """
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow applies it later, such as to tiles of a TIFF
     _check_text(encoded)
     for width, height in _stated_sizes(encoded):  # Pillow allocates these while it opens a file
         _check_size(width, height, max_pixels)
+    with _LIMIT.at_least(max_pixels), _identified(encoded) as image:
+        _check_size(image.width, image.height, max_pixels)
+        yield image
+
+
+def _identified(encoded: bytes) -> Image.Image:
+    """Return the image that Pillow opens, with an error that names the formats if it opens none."""
     try:
-        image = Image.open(io.BytesIO(encoded), formats=_known())
+        return Image.open(io.BytesIO(encoded), formats=_known())
     except Image.UnidentifiedImageError:
         if encoded[:4] in TIFF:
             raise ValueError(
                 "is a TIFF that Pillow cannot read, such as one with many bands or 64-bit values"
             ) from None
         raise ValueError(f"cannot identify the format as one of {', '.join(FORMATS)}") from None
-    _check_size(image.width, image.height, max_pixels)
-    return image
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

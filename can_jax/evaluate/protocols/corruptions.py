@@ -276,7 +276,8 @@ def jpeg_compression(x: Picture, c: int, rng: np.random.Generator) -> Picture:
     """Compress an image as JPEG of quality ``c``."""
     buffer = io.BytesIO()
     as_image(x).save(buffer, "JPEG", quality=c)
-    return np.asarray(open_image(buffer.getvalue())) / 255
+    with open_image(buffer.getvalue()) as image:
+        return np.asarray(image) / 255
 
 
 def _elastic(size: int, *rows: tuple[Number, ...]) -> list[tuple[Number, ...]]:
