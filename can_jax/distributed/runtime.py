@@ -29,6 +29,14 @@ from can_jax.utils.extras import tpu_chips
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
 
+# The environment variables of libtpu on a machine without a TPU.
+ABSENT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
 # Seconds without a heartbeat after which a process counts as gone. JAX then aborts the others.
 HEARTBEAT_SECONDS = 60
 # The maximum seconds that a process waits for the others, which may scan their data or save.
@@ -58,10 +66,8 @@ def spare_absent_tpu() -> None:
     this function before JAX starts a backend.
     """
     if not tpu_chips():
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        for name, value in ABSENT_TPU.items():
+            os.environ.setdefault(name, value)
 
 
 def start(

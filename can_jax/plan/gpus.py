@@ -13,6 +13,7 @@ from can_jax.utils.errors import one_line
 # The compiler runs without a GPU: autotuning would time kernels on one, and products in Triton
 # depend on autotuning.
 FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
+SKIP_CHECK, XLA_FLAGS = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "XLA_FLAGS"
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 _MIB = 2**20
 
@@ -143,7 +144,8 @@ device_description_str: "{gpu.kind}"
 def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | None, str]:
     """Return the devices for XLA's GPU compiler, which can compile on a machine without a GPU.
 
-    Call this function before JAX initializes a backend.
+    Call this function before JAX initializes a backend. It sets the environment variables
+    `SKIP_CHECK` and `XLA_FLAGS`, which `can_jax.plan.topology.planning` restores.
 
     Args:
         name: The name of the GPU, a key of `GPUS`.
@@ -155,10 +157,10 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
     """
     if not any(map(importlib.util.find_spec, PLUGINS)):
         return None, "install the GPU compiler, which needs no GPU: pip install 'jax[cuda13]'"
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    given = os.environ.get("XLA_FLAGS", "")
+    os.environ.setdefault(SKIP_CHECK, "1")
+    given = os.environ.get(XLA_FLAGS, "")
     added = [flag for flag in FLAGS if flag.split("=")[0] not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+    os.environ[XLA_FLAGS] = " ".join([given, *added]).strip()
     try:
         description = topologies.get_topology_desc(
             platform="cuda",

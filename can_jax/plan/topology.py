@@ -4,20 +4,25 @@ The TPU compiler describes TPU slices, and the GPU compiler describes GPUs. If t
 not installed, the step is compiled for CPU devices instead of GPUs.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.extend.backend import clear_backends
 
 from can_jax.distributed.hardware import Chip, chip_of, peak_flops
-from can_jax.distributed.runtime import spare_absent_tpu
-from can_jax.plan.gpus import GPUS, compiler_devices
+from can_jax.distributed.runtime import ABSENT_TPU, spare_absent_tpu
+from can_jax.plan.gpus import GPUS, SKIP_CHECK, XLA_FLAGS, compiler_devices
+from can_jax.utils.environment import restored_environment
 from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.jax_config import jax_config
 
 # For each common name, the name and options of JAX's TPU compiler.
 TPUS = {
@@ -30,6 +35,7 @@ TPUS = {
 # The number of axes of a slice's grid, and the largest number of its chips.
 GRIDS = {"v3": (2, 1024), "v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 8960), "v6e": (2, 256)}
 LARGEST = 2**14  # devices that the planner can describe in a few seconds
+CPU_DEVICES = "jax_num_cpu_devices"
 MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs per host x hosts) or cpu:8"
 
 
@@ -87,10 +93,42 @@ class Topology:
         return self.chip.link * max(axes, 1)
 
 
+@contextlib.contextmanager
+def planning() -> Iterator[None]:
+    """Let JAX compile for devices that are not attached; restore its settings at the end.
+
+    Inside the context, JAX uses the CPU only, and no compilation cache, which cannot load programs
+    for devices that are not attached. If the process has not used JAX before, JAX drops its devices
+    and compiled programs when the context ends. The process can then use its own devices.
+    """
+    unused, devices = not _is_jax_used(), getattr(jax.config, CPU_DEVICES)
+    with (
+        restored_environment(*ABSENT_TPU, SKIP_CHECK, XLA_FLAGS),
+        jax_config(jax_platforms="cpu", jax_enable_compilation_cache=False),
+    ):
+        try:
+            yield
+        finally:
+            if unused:
+                clear_backends()
+                jax.config.update(CPU_DEVICES, devices)
+
+
+def _is_jax_used() -> bool:
+    """Return whether JAX has initialized its devices, after which their number cannot change."""
+    devices = getattr(jax.config, CPU_DEVICES)
+    try:
+        jax.config.update(CPU_DEVICES, devices + 1)
+    except RuntimeError:
+        return True
+    jax.config.update(CPU_DEVICES, devices)
+    return False
+
+
 def open_topology(name: str, slices: int = 1) -> Topology:
     """Return the topology with a name such as `v5e:16x16`.
 
-    Call this function before JAX initializes a backend, because it sets JAX's platform to the CPU.
+    Call this function within `planning`.
 
     Args:
         name: The kind of device and the shape, such as `v5e:16x16` or `h100:8x4`.
@@ -110,7 +148,6 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         )
     if (count := math.prod(shape) * slices) > LARGEST:
         raise UserError(f"--topology={name}: {count:,} devices; give at most {LARGEST:,}")
-    jax.config.update("jax_platforms", "cpu")  # Programs are compiled but never run.
     if kind in TPUS:
         return _tpu(name, kind, shape, slices)
     if kind in GPUS:
@@ -131,7 +168,7 @@ def _make_devices(count: int) -> None:
         UserError: JAX has another number of devices already, because this process has used JAX.
     """
     try:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update(CPU_DEVICES, count)
     except RuntimeError as error:
         raise UserError(
             "this process has used JAX already, and cannot get other devices: run the command as a "

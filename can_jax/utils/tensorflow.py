@@ -8,6 +8,7 @@ from threading import Lock, Thread
 from types import ModuleType
 
 from can_jax.utils.cpu import usable_cores
+from can_jax.utils.environment import restored_environment
 from can_jax.utils.errors import UserError
 from can_jax.utils.extras import missing_package
 
@@ -66,16 +67,9 @@ def _import_settings() -> Iterator[None]:
     the legacy Keras is not installed. `tf.keras` is available after the context ends. Child
     processes of the calling program must not inherit these variables.
     """
-    before = {name: os.environ.get(name) for name in SETTINGS}
-    if before[LOG_LEVEL] == "1":  # JAX sets this level.
-        del os.environ[LOG_LEVEL]
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
+    with restored_environment(*SETTINGS):
+        if os.environ.get(LOG_LEVEL) == "1":  # JAX sets this level.
+            del os.environ[LOG_LEVEL]
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         yield
-    finally:
-        for name, value_before in before.items():
-            if value_before is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value_before

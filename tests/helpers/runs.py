@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental.compilation_cache import compilation_cache
 
 from can_jax.distributed import hardware
 from can_jax.train import run as running
@@ -163,11 +162,10 @@ def main_in_process(module, *arguments, cwd=ROOT):
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        patch.dict(os.environ),
         patch.object(sys, "argv", [module]),
         patch.object(hardware, "matmul_flops", _quick_peak),
         _own_loggers(),
-        _own_jax_config(),
+        _unchanged(),
     ):
         code = _entry(module)(arguments)
     return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
@@ -180,16 +178,11 @@ def _entry(module):
 
 
 @contextlib.contextmanager
-def _own_jax_config():
-    """Set JAX's configuration back at the end, such as to the cache that benchmarks switch off."""
-    before = dict(jax.config.values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if jax.config.values[name] != value:
-                jax.config.update(name, value)
-                compilation_cache.reset_cache()  # else it stays as it was at the first program
+def _unchanged():
+    """Check that a command leaves JAX's configuration and the environment as they were."""
+    before = dict(jax.config.values), dict(os.environ)
+    yield
+    assert (dict(jax.config.values), dict(os.environ)) == before
 
 
 @contextlib.contextmanager

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -6,6 +9,26 @@ from can_jax.distributed.mesh import make_mesh
 from can_jax.plan.topology import Topology, open_topology
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
+from tests.helpers.runs import ROOT
+
+UNUSED = """
+import os
+import jax
+from can_jax.plan import topology
+
+topology.peak_flops = lambda dtype: (1e12, "")
+for used in (False, True):
+    before = dict(jax.config.values), dict(os.environ)
+    with topology.planning():
+        assert not jax.config.jax_enable_compilation_cache
+        try:
+            assert len(topology.open_topology("cpu:3").devices) == 3
+        except topology.UserError:
+            assert used
+        topology.spare_absent_tpu()
+    assert (dict(jax.config.values), dict(os.environ)) == before
+    assert jax.device_count() == 1
+"""
 
 
 @pytest.mark.parametrize(
@@ -94,3 +117,8 @@ def test_process_that_has_used_jax_gets_no_other_devices():
     assert len(jax.devices()) != 7
     with pytest.raises(UserError, match=r"used JAX already.*call can_jax\.plan_run"):
         open_topology("cpu:7")
+
+
+def test_program_keeps_its_devices_and_settings():
+    done = subprocess.run([sys.executable, "-c", UNUSED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

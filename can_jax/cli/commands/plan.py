@@ -26,7 +26,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -49,7 +48,7 @@ from can_jax.plan.report import (
     tables,
 )
 from can_jax.plan.search import Search, fit_mesh
-from can_jax.plan.topology import open_topology
+from can_jax.plan.topology import open_topology, planning
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import apart
 from can_jax.weights.descriptions import is_run
@@ -108,10 +107,24 @@ def main() -> None:
     mfu = ASSUMED_MFU if _MFU.value is None else _MFU.value
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu}: give a fraction above 0 and at most 1")
-    # JAX's cache cannot load programs for devices that are not attached.
-    jax.config.update("jax_enable_compilation_cache", False)
     config, work = planned(config)
     dump = writable(_DUMP_HLO.value) if _DUMP_HLO.value else None
+    with planning():
+        print_plan(config, work, mfu, dump)
+
+
+def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) -> None:
+    """Plan a training for the devices of ``--topology``, and print the plan and better settings.
+
+    Args:
+        config: The resolved configuration of the training.
+        work: The kind of train step.
+        mfu: The assumed fraction of peak FLOP/s, unless the compiler for the devices is installed.
+        dump: The file to which the text of the compiled program is written, if any.
+
+    Raises:
+        UserError: The topology is invalid, or the train step does not fit into memory.
+    """
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     if _MFU.value is not None and topology.exact:
         raise UserError(

@@ -20,7 +20,7 @@ from can_jax.objectives.base import Arrays
 from can_jax.objectives.contrastive import loss
 from can_jax.objectives.rows import block_size
 from can_jax.plan.estimate import needed_bytes
-from can_jax.plan.topology import open_topology
+from can_jax.plan.topology import Topology, open_topology, planning
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -59,7 +59,13 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
 @COMMAND.runs
 def main() -> None:
     """Compile the loss for several batch sizes, and print a table of its memory."""
-    topology = open_topology(_TOPOLOGY.value)
+    with planning():
+        table = memory_table(open_topology(_TOPOLOGY.value))
+    plain_console(width=100).print(table)
+
+
+def memory_table(topology: Topology) -> Table:
+    """Return a table of the memory of the loss on each device, for several batch sizes."""
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), topology.devices)
     table = Table(
         "images", "rows a device", "keys a block", "in blocks", "at once",
@@ -73,4 +79,4 @@ def main() -> None:
             f"{images:,}", f"{rows // mesh.size:,}", f"{block:,}",
             *(f"{size / 2**20:,.0f} MiB" for size in sizes),
         )  # fmt: skip
-    plain_console(width=100).print(table)
+    return table

@@ -9,13 +9,13 @@ supported layout, to verify that this file is read correctly.
 
 import json
 
-import jax
 from rich.table import Table
 
 from can_jax.cli.command import Command
 from can_jax.monitoring.console import plain_console
 from can_jax.selfcheck.compare import SHIPPED, check
 from can_jax.utils.errors import UserError
+from can_jax.utils.jax_config import jax_config
 from can_jax.utils.progress import apart, phase
 
 COMMAND = Command(__doc__)
@@ -32,8 +32,8 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 def main() -> None:
     """Run the self-check and print the error of each quantity; fail if one exceeds its
     tolerance."""
-    jax.config.update("jax_enable_x64", _X64.value)
-    with apart(_JSON.value), phase("comparing this installation with reference vectors"):
+    comparing = phase("comparing this installation with reference vectors")
+    with apart(_JSON.value), comparing, jax_config(jax_enable_x64=_X64.value):
         report = check(_REFERENCE.value or str(SHIPPED), _X64.value, _WEIGHTS.value)
     if _JSON.value:
         print(json.dumps(report, indent=2))
