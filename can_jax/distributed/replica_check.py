@@ -15,6 +15,7 @@ from jaxtyping import Array, UInt32
 
 from can_jax.distributed.mesh import replicated
 from can_jax.distributed.sharding_rules import named_leaves
+from can_jax.utils.errors import listed
 
 
 def checksum(array: Array) -> UInt32[Array, ""]:
@@ -85,7 +86,7 @@ class ReplicaCheck:
             return None
         name, suspects = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
-        return f"{', '.join(suspects)} has a different {name}{more} than the others"
+        return f"{listed(suspects, 'has', 'have')} a different {name}{more} than the others"
 
 
 def _copies(leaf: Any, mesh: Mesh) -> list[list[int]]:

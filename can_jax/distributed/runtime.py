@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from can_jax.distributed.abort import abort, abort_on_sigabrt
 from can_jax.distributed.preemption import handler
 from can_jax.utils.cpu import usable_cores
-from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.errors import UserError, listed, one_line
 from can_jax.utils.extras import tpu_chips
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
@@ -93,7 +93,7 @@ def start(
     launcher = detect_launcher()
     if 0 < len(missing) < 3 and not launcher:
         raise UserError(
-            f"{', '.join(missing)} is missing: give --coordinator=HOST:PORT, "
+            f"{listed(missing, 'is', 'are')} missing: give --coordinator=HOST:PORT, "
             "--processes and --process together"
         )
     if len(missing) == 3 and launcher is None:
@@ -243,10 +243,8 @@ def assert_equal_across_processes(
     others = gather(f"same {name}", digest)
     different = np.flatnonzero((others != others[0]).any(axis=1))
     if len(different):
-        raise UserError(
-            f"processes {', '.join(map(str, different))} have a different {name} than process 0; "
-            f"{hint}"
-        )
+        processes = listed([f"process {number}" for number in different], "has", "have")
+        raise UserError(f"{processes} a different {name} than process 0; {hint}")
 
 
 def version_of(package: str) -> str | None:

@@ -1,6 +1,7 @@
 """Exceptions that end a command early, their exit codes, and the formatting of error messages."""
 
 import re
+from collections.abc import Sequence
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 EXIT_REFUSED = 1  # an error of the user, which a restart would repeat
@@ -25,6 +26,18 @@ def printable(text: str) -> str:
     """Return a text with its control characters escaped, since terminals interpret them."""
     text = text.encode(errors="backslashreplace").decode()
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def listed(names: Sequence[str], one: str, several: str) -> str:
+    """Return names and the form of a verb that agrees with their number, such as ``a and b are``.
+
+    Args:
+        names: At least one name.
+        one: The form of the verb for one name, such as ``is``.
+        several: The form for several names, such as ``are``.
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last} {several}" if first else f"{last} {one}"
 
 
 def one_line(error: BaseException) -> str:

@@ -106,7 +106,7 @@ def test_processes_with_different_configurations_are_refused(recipe, tmp_path):
         errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     for error in errors:
-        assert "processes 1 have a different configuration than process 0" in error
+        assert "process 1 has a different configuration than process 0" in error
 
 
 @pytest.mark.slow
@@ -133,14 +133,15 @@ def test_processes_that_see_different_data_are_refused(recipe, tmp_path):
         errors = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     for error in errors:
-        assert "processes 1 have a different data set than process 0" in error
+        assert "process 1 has a different data set than process 0" in error
     assert not (tmp_path / "run/config.json").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--processes=2"], "--coordinator, --process is missing"),
+        (["--coordinator=a:1", "--processes=2"], ": --process is missing: give"),
+        (["--processes=2"], "--coordinator and --process are missing"),
         (
             ["--coordinator=a:1", "--processes=2", "--process=2"],
             "--process=2: give a number from 0 to 1",
