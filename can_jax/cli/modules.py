@@ -44,7 +44,7 @@ def import_file(path: str) -> ModuleType:
     """Execute a Python file as a new module, and return the module.
 
     Args:
-        path: The path of the Python file, which may lack the suffix ``.py``.
+        path: The path of the Python file.
     """
     digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
     loader = importlib.machinery.SourceFileLoader(f"{Path(path).stem}_{digest}", path)
@@ -56,7 +56,7 @@ def import_file(path: str) -> ModuleType:
     return module
 
 
-def place_of(error: Exception, path: str) -> str:
+def place_of(error: BaseException, path: str) -> str:
     """Return the file and line of a user's code at which an import failed, as text."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
@@ -67,10 +67,12 @@ def place_of(error: Exception, path: str) -> str:
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else path
 
 
-def reason_for(error: Exception) -> str:
+def reason_for(error: BaseException) -> str:
     """Return the message of an exception, without Python's type names where possible."""
     if isinstance(error, SyntaxError):
         return error.msg
+    if isinstance(error, SystemExit):
+        return f"the file ends the program with exit code {error.code}"
     text = str(error.args[0]) if error.args else ""
     if match := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"'(\w+)'\s+Did", text):
         near = re.search(r'Did you mean "(\w+)" instead', text)  # ConfigDict ends its text so.
@@ -89,6 +91,8 @@ def _import_module(name: str) -> None:
     is_file = path.endswith(".py") or os.sep in path
     if is_file and not Path(path).is_file():
         raise UserError(f"{option}: there is no such file")
+    if is_file and not path.endswith(".py"):
+        raise UserError(f"{option}: a module must be a Python file, whose name ends in .py")
     try:
         if is_file:
             import_file(path)
@@ -100,5 +104,5 @@ def _import_module(name: str) -> None:
         raise UserError(
             f"{option}: there is no such module; give a .py file, or install the module"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error

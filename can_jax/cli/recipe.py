@@ -41,17 +41,17 @@ def load(name: str, kind: str, also: str | None = None, flag: str = CONFIG) -> C
     if not given:
         raise refuse_missing(kind)
     path = str(find(given, kind, option))
-    if path.endswith((".json", ".yaml", ".yml", ".toml")):
+    if not path.endswith(".py"):
         raise UserError(f"{option}: {KINDS[kind].one} must be a Python file with get_config()")
     try:
         get_config = getattr(import_file(path), "get_config", None)
-        if get_config is None:
+        if not callable(get_config):
             raise UserError(f"{option}: {path} has no function get_config()")
         _check_argument(get_config, argument, option)
         config = get_config(*argument)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{option}: get_config() of {path} does not return a ConfigDict")
