@@ -69,6 +69,7 @@ class Command:
         usage: The text that ``--help`` prints above the flags.
         arguments: The names of the positional arguments; brackets mark optional arguments. If the
             last name ends in `...`, that argument takes all remaining values.
+        web: Whether positional arguments may be URLs of web servers.
         complete: A function that takes the command-line arguments, and returns them with missing
             options added; by default, it adds none.
         more_help: A function that returns the text that ``--help`` prints after the flags.
@@ -81,6 +82,7 @@ class Command:
         self,
         usage: str | None,
         *arguments: str,
+        web: bool = False,
         complete: Callable[[list[str]], list[str]] = list,
         more_help: Callable[[], str] = str,
     ):
@@ -93,7 +95,7 @@ class Command:
             "Comma-separated Python files or modules to import first. Such modules can register "
             "objectives, data sources, callbacks and more; see docs/extend.md.",
         )  # fmt: skip
-        self._usage, self._arguments = usage or "", arguments
+        self._usage, self._arguments, self._web = usage or "", arguments, web
         self._function: Callable[..., None] = lambda *_: None
         self._defined: dict[str, object] | None = None
 
@@ -185,7 +187,7 @@ class Command:
         for extra in rest[len(self._arguments) :] if not many else ():
             form = nearest_option(values, extra) or "; write options as --name=value, see --help"
             raise UserError(f"unexpected argument {extra!r}{form}")
-        return [checked_path(argument, web=True) for argument in rest]
+        return [checked_path(argument, self._web) for argument in rest]
 
     def _fresh(self) -> flags.FlagValues:
         """Reset all flags to their defaults, and return the flags. Values of an earlier call are

@@ -46,6 +46,8 @@ def refused(module, *arguments):
          "unknown key --config.batch-size; did you mean --config.batch_size?"),
         (["--config=vit_b", "--Workdir=x"], "did you mean --workdir?"),
         (["--config=configs/healthy/quickstart.json"], "recipe must be a Python file"),
+        (["--config=README.md"], "--config=README.md: a pretraining recipe must be a Python file"),
+        (["--config=vit_b", "--modules=./README.md"], "a module must be a Python file"),
         (["--config=vit_b", "--data.path=/d"], "did you mean --config.data.path?"),
         (["--config=vit_b", "--learning_rat=1"], "did you mean --config.optimizer.learning_rate?"),
         (["--confg=vit_b"], "unknown option --confg; did you mean --config?"),
@@ -125,6 +127,8 @@ def test_mistake_in_training(arguments, message):
         ("data.index", ["x", "--max_pixels=-1"], "--max_pixels=-1 is not a positive integer"),
         ("report", ["foo://x"], "foo://x: foo:// is not supported"),
         ("replay", ["http://x"], "http://x: http:// is not supported"),
+        ("study.healthy", ["http://x", "--run=a"], "http://x: http:// is not supported"),
+        ("data.index", ["foo://x"], "supported are gs://, s3://, az://, hf://, http://, https://"),
         ("evaluate.compare", ["--runs=a,"], "--runs='' is not a path"),
         ("recipes", ["nope"], "nope: there is no such file"),
         ("benchmark", ["step", "--config=vit_s", "--batch_size=8"],
@@ -201,6 +205,10 @@ START = "from can_jax.config import default_config, load_recipe\ndef get_config(
         ("import no_such_module\n", "line 1: No module named 'no_such_module'"),
         ("def get_config():\n    pass\n", "does not return a ConfigDict"),
         ("x = 1\n", "has no function get_config()"),
+        ("get_config = 1\n", "has no function get_config()"),
+        ("x = 1 / 0\n", "line 1: division by zero"),
+        ("import sys\nsys.exit(3)\n", "line 2: the file ends the program with exit code 3"),
+        ("\0", "source code string cannot contain null bytes"),
     ],
 )
 def test_recipe_that_fails_names_its_line(tmp_path, text, message):

@@ -18,7 +18,7 @@ from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.study.reference_ranges import compared, outside, ranges_of
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import checked_path, read_json, replace_text
+from can_jax.utils.files import read_json, replace_text
 
 COMMAND = Command(__doc__, "RANGES")
 FLAGS = COMMAND.flags
@@ -40,7 +40,7 @@ def main(curves: str) -> None:
             raise UserError(f"--run={name}: metrics.jsonl is missing or empty")
     if _WRITE.value:
         FLAGS.refuse(["json"], "with --write, which prints nothing")
-        path = epath.Path(checked_path(curves))
+        path = epath.Path(curves)
         if len(runs) < 2:
             raise UserError(
                 "--write derives the ranges from the spread of several runs: give them as "

@@ -32,7 +32,7 @@ from can_jax.utils.progress import phase
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 
-COMMAND = Command(__doc__, "PATH")
+COMMAND = Command(__doc__, "PATH", web=True)
 FLAGS = COMMAND.flags
 _SOURCE = FLAGS.choice(
     "source", None, SOURCES, "The kind of source; by default inferred from PATH."

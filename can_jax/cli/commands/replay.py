@@ -23,7 +23,6 @@ from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.monitoring.console import plain_console
 from can_jax.train.step import abstract_state, gradients, stored_step
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import checked_path
 from can_jax.utils.progress import phase
 
 COMMAND = Command(__doc__, "CAPTURE")
@@ -32,7 +31,7 @@ COMMAND = Command(__doc__, "CAPTURE")
 @COMMAND.runs
 def main(capture: str) -> None:
     """Recompute the failed step, and print its losses and gradient norms."""
-    folder = epath.Path(checked_path(capture))
+    folder = epath.Path(capture)
     if not (folder / "capture.json").exists():
         raise UserError(f"{folder} is not a failed-step dump: capture.json not found")
     config = read_encoder(folder)
