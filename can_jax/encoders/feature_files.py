@@ -11,7 +11,7 @@ import numpy as np
 
 from can_jax.utils.archives import Column, map_npy, read_npz, write_npz
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import replacing
+from can_jax.utils.files import check_file, replacing
 
 
 class Part(NamedTuple):
@@ -172,6 +172,7 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output={output}: give a path of the local file system")
     if output.exists():
         raise UserError(f"--output={output} exists already: remove it, or give another file")
+    check_file(output, "--output=")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(
             f"--output={output}: Parquet needs pyarrow: pip install pyarrow, or choose .npz or .csv"

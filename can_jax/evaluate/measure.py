@@ -22,6 +22,7 @@ from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.train.start import make_directory
 from can_jax.utils.errors import UserError
 from can_jax.utils.extras import require_input
+from can_jax.utils.files import check_directory
 from can_jax.utils.tensorflow import import_ahead
 from can_jax.weights.descriptions import is_run
 
@@ -80,6 +81,7 @@ def measure(
     Raises:
         UserError: The configuration, the data or the checkpoint is invalid.
     """
+    check_directory(workdir, "--workdir=")
     require_input()
     path, step = split_step(epath.Path(checkpoint))
     if not path.exists():

@@ -19,6 +19,7 @@ from can_jax.export.model_card import Statement, card_of, results_of
 from can_jax.export.usage import SNIPPETS, run_snippets
 from can_jax.export.verify import check
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import check_directory
 
 
 def export_run(
@@ -57,9 +58,10 @@ def export_run(
         UserError: The model cannot be read, the directory exists, the verification failed, or the
             upload failed.
     """
-    repository = Repository(push) if push else None
     if output.exists():
         raise UserError(f"--output={output} already exists: remove it, or set another directory")
+    check_directory(output, "--output=")
+    repository = Repository(push) if push else None
     model = open_model(checkpoint, given)
     contents = contents or ("encoder" if model.head is None else CLASSIFIER)
     if (format, contents) not in SNIPPETS:

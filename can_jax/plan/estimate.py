@@ -24,6 +24,7 @@ from can_jax.plan.topology import Topology
 from can_jax.train.flops import train_flops_per_image, transformers
 from can_jax.train.step import Steps, abstract_state, compile_train_step, make_step
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
 from can_jax.utils.progress import phase
 
 
@@ -215,7 +216,7 @@ def write(path: Path, text: str) -> None:
         UserError: The file cannot be written.
     """
     try:
-        path.write_text(text)
+        replace_text(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -46,6 +46,7 @@ from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import Step, TrainState, make_step
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.extras import require_input
+from can_jax.utils.files import check_directory
 from can_jax.utils.tensorflow import import_ahead
 
 
@@ -70,6 +71,7 @@ def pretrain(
             diverged.
         Preempted: A signal such as SIGTERM ended the run before its last step; the state was saved.
     """
+    check_directory(workdir, "--workdir=")
     with RunLog() as log:
         training = prepare(config, workdir, given, allowed)
         with explained_memory(training.config):

@@ -81,6 +81,61 @@ def checked_path(path: "str | os.PathLike[str]", web: bool = False) -> str:
     return text
 
 
+def check_directory(path: "str | os.PathLike[str]", option: str = "") -> None:
+    """Check that a local directory can be written, or created with its parents, without creating
+    it. URLs are not checked.
+
+    Args:
+        path: The path of the directory.
+        option: The option that sets the path, such as ``--workdir=``, for messages.
+
+    Raises:
+        UserError: The path or one of its parents is a file, or permission is denied.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        return
+    if os.path.lexists(text) and not os.path.isdir(text):
+        raise UserError(f"{option}{text} is a file: give the path of a folder")
+    _check_existing(Path(text), f"{option}{text}")
+
+
+def check_file(
+    path: "str | os.PathLike[str]", option: str = "", *, create_parents: bool = True
+) -> None:
+    """Check that a local file can be created or replaced, without changing it. URLs are not
+    checked.
+
+    Args:
+        path: The path of the file.
+        option: The option that sets the path, such as ``--output=``, for messages.
+        create_parents: Whether the writer of the file creates missing parent directories.
+
+    Raises:
+        UserError: The path is a directory, a parent is missing or is a file, or permission is
+            denied.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        return
+    if os.path.isdir(text):
+        raise UserError(f"{option}{text} is a folder: give the path of a file")
+    parent = Path(text).parent
+    if not (create_parents or os.path.lexists(parent)):
+        raise UserError(f"{option}{text} cannot be written: there is no folder {parent}")
+    _check_existing(parent, f"{option}{text}")
+
+
+def _check_existing(folder: Path, subject: str) -> None:
+    """Check that a folder, or its nearest existing parent, is a folder in which files can be
+    created."""
+    existing = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path())
+    if not os.path.isdir(existing):
+        raise UserError(f"{subject} cannot be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{subject} cannot be written: Permission denied for {existing}")
+
+
 def read_json(path: epath.Path, of: type | None = dict) -> Any:
     """Return the content of a JSON file.
 

@@ -152,6 +152,35 @@ def test_mistake_in_another_command(module, arguments, message):
     assert message in refused(f"can_jax.{module}", *arguments)
 
 
+FILE = "give the path of a folder"
+FOLDER = "configs is a folder: give the path of a file"
+INSIDE = "cannot be written: README.md is not a folder"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("main", ["--config=quickstart", "--config.data.path=/no", "--workdir=README.md"], FILE),
+        ("main", ["--data=/no", "--workdir=README.md/x"], INSIDE),
+        ("evaluate", ["--config=knn", "--checkpoint=/no", "--workdir=README.md"], FILE),
+        ("export", ["--checkpoint=/no", "--format=timm", "--output=README.md/x"], INSIDE),
+        ("embed", ["--checkpoint=/no", "--output=README.md/x.npz"], INSIDE),
+        ("evaluate.compare", ["--runs=/no", "--output=configs"], FOLDER),
+        ("report", ["/no", "--output=configs"], FOLDER),
+        ("report", ["/no", "--output=/no/page.html"], "there is no folder /no"),
+        ("study", ["--config=cifar10", "--workdir=README.md"], FILE),
+        ("study", ["--config=cifar10", "--workdir=/tmp", "--results=README.md"], FILE),
+        ("study", ["--config=cifar10", "--results=/no", "--report=configs"], FOLDER),
+        ("data.index", ["/no", "--out=README.md"], FILE),
+        ("data.imagenet", ["configs", "README.md"], FILE),
+        ("study.healthy", ["README.md/x", "--run=/no", "--write"], INSIDE),
+        ("plan", ["--config=knn", "--topology=cpu:2", "--dump_hlo=configs"], FOLDER),
+    ],
+)
+def test_output_is_refused_before_the_input_is_opened(module, arguments, message):
+    assert message in refused(f"can_jax.{module}", *arguments)
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [

@@ -213,9 +213,9 @@ def test_what_does_not_fit_ends_with_advice(recipe):
         ),
         (
             ["--config=configs/vit_b.py", "--topology=cpu:2", "--dump_hlo=/nowhere/x.txt"],
-            "--dump_hlo=/nowhere/x.txt cannot be written: No such file or directory",
+            "--dump_hlo=/nowhere/x.txt cannot be written: there is no folder /nowhere",
         ),
-        (["--config=configs/vit_b.py", "--topology=cpu:2", "--dump_hlo=/"], "Is a directory"),
+        (["--config=configs/vit_b.py", "--topology=cpu:2", "--dump_hlo=/"], "/ is a folder"),
         (
             ["--config=configs/vit_b.py", "--topology=cpu:8", "--top=3"],
             "--top has no effect on cpu:8, since no instruction's time is estimated: leave it out",

@@ -1,11 +1,13 @@
 """A file is replaced as a whole, or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 from etils import epath
 
-from can_jax.utils.files import replace_text, replacing
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import check_directory, check_file, replace_text, replacing
 
 
 @pytest.mark.parametrize("kind", [Path, epath.Path])
@@ -33,3 +35,17 @@ def test_writers_with_their_own_suffix_do_not_mix(tmp_path):
         two.write_text("two")
     assert path.read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_place_is_checked_without_a_trace(tmp_path, monkeypatch):
+    for check in (check_directory, check_file):
+        check(tmp_path / "a" / "b")
+        check("gs://bucket/a")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match="--workdir=.*link is a file"):
+        check_directory(tmp_path / "link", "--workdir=")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    for check in (check_directory, check_file):
+        with pytest.raises(UserError, match="a/b cannot be written: Permission denied for"):
+            check(tmp_path / "a" / "b")

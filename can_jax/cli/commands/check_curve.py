@@ -18,7 +18,7 @@ from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.study.reference_ranges import compared, outside, ranges_of
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import read_json, replace_text
+from can_jax.utils.files import check_file, read_json, replace_text
 
 COMMAND = Command(__doc__, "RANGES")
 FLAGS = COMMAND.flags
@@ -34,6 +34,8 @@ def main(curves: str) -> None:
     """Compare runs with reference ranges; with ``--write``, derive such ranges from them."""
     if not _RUN.value:
         raise UserError("--run=DIR is missing: give a run directory")
+    if _WRITE.value:
+        check_file(curves)
     runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
     for name, run in zip(_RUN.value, runs, strict=True):
         if not run:

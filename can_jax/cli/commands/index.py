@@ -28,6 +28,7 @@ from can_jax.data.storage.mirror import upload, work_folder
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import check_directory
 from can_jax.utils.progress import phase
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
@@ -74,6 +75,8 @@ _RANGE = FLAGS.items(
 def main(path: str) -> None:
     """Locate the files of a data set, and build their index."""
     value_range, workers = _value_range(_RANGE.value), _WORKERS.read()
+    if _OUT.value is not None:
+        check_directory(_OUT.value, "--out=")
     source, split = _SOURCE.value or guess_source(path), _SPLIT.value
     if source != "tfds":
         FLAGS.refuse(["name"], f"on the source {source}, only on tfds")

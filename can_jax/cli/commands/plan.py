@@ -50,6 +50,7 @@ from can_jax.plan.report import (
 from can_jax.plan.search import Search, fit_mesh
 from can_jax.plan.topology import open_topology, planning
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import check_file
 from can_jax.utils.progress import apart
 from can_jax.weights.descriptions import is_run
 
@@ -107,8 +108,10 @@ def main() -> None:
     mfu = ASSUMED_MFU if _MFU.value is None else _MFU.value
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu}: give a fraction above 0 and at most 1")
+    dump = Path(_DUMP_HLO.value) if _DUMP_HLO.value else None
+    if dump is not None:
+        check_file(dump, "--dump_hlo=", create_parents=False)
     config, work = planned(config)
-    dump = writable(_DUMP_HLO.value) if _DUMP_HLO.value else None
     with planning():
         print_plan(config, work, mfu, dump)
 
@@ -209,23 +212,6 @@ def resolved(recipe: ConfigDict) -> ConfigDict:
     lack the path of the data."""
     recipe.data.path = recipe.data.path or "-"
     return resolve(recipe)
-
-
-def writable(path: str) -> Path:
-    """Check that a file can be written, without changing its content, and return its path.
-
-    Raises:
-        UserError: The path is a folder, its parent folder does not exist, or permission is denied.
-    """
-    file = Path(path)
-    existed = file.exists()
-    try:
-        file.open("a").close()
-    except OSError as error:
-        raise UserError(f"--dump_hlo={path} cannot be written: {error.strerror}") from error
-    if not existed:
-        file.unlink()
-    return file
 
 
 def advice(search: Search) -> str:

@@ -19,7 +19,7 @@ from can_jax.config.shipped import find
 from can_jax.distributed.hardware import GIB
 from can_jax.plan.report import rounded
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import replace_text
+from can_jax.utils.files import check_file, replace_text
 
 HEADER = (
     "slice", "settings", "memory of a device", "estimated", "expected", "images/s", "days",
@@ -34,6 +34,7 @@ def main(*recipes: str) -> None:
     """Update the table of plans in the docstring of each recipe."""
     for name in recipes:
         path = find(name, "recipe", name)
+        check_file(path)
         text = path.read_text()
         old, rows = rows_of(text, str(path))
         lines = [HEADER, *(planned(str(path), row) for row in rows)]

@@ -14,7 +14,7 @@ from can_jax.cli.command import Command
 from can_jax.evaluate.reports.run_record import read_record
 from can_jax.evaluate.reports.run_report import run_report
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import replace_text
+from can_jax.utils.files import check_file, replace_text
 
 COMMAND = Command(__doc__, "RUN...")
 FLAGS = COMMAND.flags
@@ -24,6 +24,7 @@ _OUTPUT = FLAGS.path("output", "The HTML file to write.", default="run_report.ht
 @COMMAND.runs
 def main(*runs: str) -> None:
     """Write an HTML page about one or several run directories."""
+    check_file(_OUTPUT.value, "--output=", create_parents=False)
     paths = [os.path.normpath(run) if "://" not in run else run.rstrip("/") for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"a run is given twice: {' '.join(runs)}")

@@ -16,6 +16,7 @@ from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan
 from can_jax.study.report import Report
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import check_directory, check_file
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -39,10 +40,15 @@ def main() -> None:
         raise UserError("--workdir=DIR is missing: give the folder for the run directories")
     if _WORKDIR.value is None and _RESULTS.value is None:
         raise UserError("--workdir=DIR or --results=DIR is missing: give the folder of the results")
-    study.recipe.data.path = study.recipe.data.path or ("-" if only_read else None)
-    plan = Plan(study)
     workdir = epath.Path(_WORKDIR.value or ".")
     results = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "results"
+    if _REPORT.value:
+        check_file(_REPORT.value, "--report=")
+    elif not _PENDING.value:
+        check_directory(workdir, "--workdir=")
+        check_directory(results, "--results=")
+    study.recipe.data.path = study.recipe.data.path or ("-" if only_read else None)
+    plan = Plan(study)
     driver = Driver(plan, workdir, results)
     console = plain_console(width=120, soft_wrap=True, highlight=False)
     if _PENDING.value:

@@ -79,6 +79,7 @@ def main() -> None:
     """Pretrain an encoder as configured by the flags."""
     from can_jax.monitoring.console import console_output
     from can_jax.utils.extras import require_input
+    from can_jax.utils.files import check_directory
 
     config, given = _CONFIG.read(), dict(_CONFIG.overrides)
     if _FOR.value is not None:
@@ -103,7 +104,8 @@ def main() -> None:
         )
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
         raise UserError(f"--allow_changes={unknown[0]}: choose from {', '.join(CHANGES)}")
-    if not _PRINT_CONFIG.value:
+    if workdir is not None and not _PRINT_CONFIG.value:
+        check_directory(workdir, "--workdir=")
         require_input()
     with console_output(_QUIET.value, _JSON_LOGS.value):
         train(config, given, workdir)

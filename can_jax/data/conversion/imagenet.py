@@ -26,7 +26,7 @@ from can_jax.data.storage.files import IMAGE_NAME, find_images
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import replace_text, replacing
+from can_jax.utils.files import check_directory, replace_text, replacing
 from can_jax.utils.tensorflow import tensorflow
 from can_jax.utils.workers import THIS_PROCESS, Workers
 
@@ -88,6 +88,8 @@ def write_imagenet(
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
         _index_records(str(root), workers)
         return
+    if target is not None:
+        check_directory(target)
     if (root / KAGGLE).is_dir():
         root = root / KAGGLE
     splits = {"train": find_train(root), "val": find_val(root)}
