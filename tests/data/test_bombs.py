@@ -12,11 +12,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from can_jax.data.formats import shard_reader as stream
 from can_jax.data.formats.records import FOOTER, HEADER, masked_crc32c
-from can_jax.data.sources import shard_reader as stream
+from can_jax.data.formats.shard_reader import read_tar, read_tfrecord
 from can_jax.data.sources.example_table import FACTS, FOLDER, Table, load_table
 from can_jax.data.sources.folder import open_folder
-from can_jax.data.sources.shard_reader import read_tar, read_tfrecord
 from can_jax.data.sources.shards import example_parser, open_webdataset
 from can_jax.data.storage import reading
 from can_jax.data.storage.files import Names

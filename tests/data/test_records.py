@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from can_jax.data.formats.records import SEARCH, scan_tfrecord
+from can_jax.data.formats.shard_reader import read_tfrecord
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
-from can_jax.data.sources.shard_reader import read_tfrecord
 from can_jax.data.sources.shards import example_parser, open_tfrecord
 from tests.data.samples import encode, write_tfrecord
 

@@ -9,8 +9,8 @@ import pytest
 from absl import logging
 
 from can_jax.data.formats import webdataset
+from can_jax.data.formats.shard_reader import read_tar
 from can_jax.data.formats.webdataset import scan_tar
-from can_jax.data.sources.shard_reader import read_tar
 from can_jax.data.sources.shards import open_webdataset
 from can_jax.data.storage import reading
 from can_jax.utils.errors import UserError

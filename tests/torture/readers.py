@@ -16,12 +16,12 @@ from PIL import Image
 from can_jax.checkpoint.run_directory import read_config
 from can_jax.config.resolve import default_config, resolve, to_json
 from can_jax.data.formats.records import masked_crc32c
+from can_jax.data.formats.shard_reader import read_tar, read_tfrecord
 from can_jax.data.formats.tfds_files import check_features
 from can_jax.data.index.examine import why_undecodable
 from can_jax.data.sources.arrays import open_arrays
 from can_jax.data.sources.example_table import FOLDER, Table
 from can_jax.data.sources.folder import open_folder
-from can_jax.data.sources.shard_reader import read_tar, read_tfrecord
 from can_jax.data.sources.shards import example_parser, open_tfrecord, open_webdataset
 from can_jax.data.storage.files import Names
 from can_jax.evaluate.reports.comparison import comparison

@@ -12,6 +12,7 @@ from can_jax.data.storage.reading import open_random
 HEADER, FOOTER = 12, 4  # bytes before the content, length and checksum; and after it, checksum
 SEARCH = 2**20  # bytes searched for the next record at once
 WRONG_SUM = "the checksum of the record is wrong"
+ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
 
 
 def masked_crc32c(data: bytes) -> int:

@@ -21,8 +21,9 @@ import numpy as np
 from can_jax.data.decoding import decode
 from can_jax.data.decoding.depth import Range
 from can_jax.data.decoding.open_image import open_image
+from can_jax.data.formats.records import ParseRecord
 from can_jax.data.formats.webdataset import as_text
-from can_jax.data.sources.indexed import ParseRecord, read_example
+from can_jax.data.sources.indexed import read_example
 from can_jax.data.sources.shards import cut_off, example_parser, scan_shard
 from can_jax.data.storage.files import STAT_THREADS, size_of
 from can_jax.data.storage.reading import OpenFiles, stop_if_storage_fails

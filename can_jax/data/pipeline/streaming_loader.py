@@ -28,13 +28,13 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from can_jax.data.formats.shard_reader import Read
 from can_jax.data.pipeline import chunks
 from can_jax.data.pipeline.training_loader import Loader, States
 from can_jax.data.pipeline.turns import Record, in_turns
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.base import Fingerprint
 from can_jax.data.sources.registry import SOURCES
-from can_jax.data.sources.shard_reader import Read
 from can_jax.data.sources.shards import FIRST_RECORDS
 from can_jax.data.storage.digest import digest_of_columns, digest_of_names
 from can_jax.data.storage.files import Names, shard_sizes

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from can_jax.data.sources.shard_reader import Read
+from can_jax.data.formats.shard_reader import Read
 
 BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # limits of the records that a thread hands over
 BLOCKS = 2  # the maximum number of blocks of a shard that wait in memory

@@ -3,14 +3,13 @@
 import errno
 import functools
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt64
 
-from can_jax.data.formats.records import FOOTER, WRONG_SUM, intact_content
+from can_jax.data.formats.records import FOOTER, WRONG_SUM, ParseRecord, intact_content
 from can_jax.data.sources.base import Examples, Fingerprint, Source
 from can_jax.data.sources.block import Block, empty_buffer
 from can_jax.data.sources.example_table import Table
@@ -28,7 +27,6 @@ from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
 
-ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
 NAMED = 1000  # unreadable examples logged by name
 SIZED = 10_000  # about as many examples are sampled to estimate the total size of all
 USUAL = 100_000  # the assumed bytes of an image, where no size is known

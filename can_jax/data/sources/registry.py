@@ -10,13 +10,19 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from can_jax.data.formats.shard_reader import Read
 from can_jax.data.sources.arrays import existing_root, open_arrays, shards_of_split
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.folder import images_of_split, open_folder, split_folder
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.mixture import MixtureSource
-from can_jax.data.sources.shard_reader import Read, tar_reader, tfrecord_reader
-from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.sources.shards import (
+    locate_shards,
+    open_tfrecord,
+    open_webdataset,
+    tar_reader,
+    tfrecord_reader,
+)
 from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.data.sources.tfds import locate_tfds, open_tfds
 from can_jax.data.storage.splits import SPELLINGS, AmbiguousSplitError

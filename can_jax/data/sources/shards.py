@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from can_jax.data.formats.label_range import as_label
-from can_jax.data.formats.records import scan_tfrecord
+from can_jax.data.formats.records import ParseRecord, scan_tfrecord
 from can_jax.data.formats.scan import ScanResult, found
+from can_jax.data.formats.shard_reader import Read, read_tar, read_tfrecord
 from can_jax.data.formats.webdataset import list_unused, scan_tar
 from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, ParseRecord
+from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.stored_index import stored_table
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.find import find_shards
@@ -210,6 +212,17 @@ def _log_label_type(kind: str | None, where: str) -> None:
         logging.warning(
             "%s is a %s, not an int64_list, so its labels count as unknown (-1)", where, kind
         )
+
+
+def tar_reader(data: ConfigDict) -> Read:
+    """Return the function that reads a shard of the source `webdataset` from start to end."""
+    return functools.partial(read_tar, reported=set())
+
+
+def tfrecord_reader(data: ConfigDict) -> Read:
+    """Return the function that reads a shard of the source `tfrecord` from start to end."""
+    parse = example_parser(data.image_key, data.label_key)
+    return functools.partial(read_tfrecord, parse=parse, reported=set())
 
 
 def example_features(record: bytes) -> dict:

@@ -1,4 +1,7 @@
-"""The protocol `knn`: weighted nearest neighbors on frozen features."""
+"""The protocol `knn`: weighted nearest neighbors on frozen features.
+
+`can_jax.features.knn` finds the neighbors and counts their votes.
+"""
 
 from typing import Any
 

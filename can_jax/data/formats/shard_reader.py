@@ -1,13 +1,11 @@
 """Sequential readers of shards, compressed or not, which resume reading after damage."""
 
 import collections
-import functools
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from can_jax.data.formats.compressed import expanded
 from can_jax.data.formats.records import (
@@ -15,6 +13,7 @@ from can_jax.data.formats.records import (
     HEADER,
     SEARCH,
     WRONG_SUM,
+    ParseRecord,
     candidates,
     intact_content,
     record_length,
@@ -22,8 +21,6 @@ from can_jax.data.formats.records import (
 from can_jax.data.formats.scan import NAMED_GAPS
 from can_jax.data.formats.tar import Members, open_tar
 from can_jax.data.formats.webdataset import Unused, base_kind, examples_of_tar, list_unused
-from can_jax.data.sources.indexed import ParseRecord
-from can_jax.data.sources.shards import example_parser
 from can_jax.data.storage.reading import LARGEST, of_storage, open_file, unreadable
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line
@@ -32,17 +29,6 @@ FIRST_SEARCH = 2**12  # bytes of the first search after damage; later ones grow 
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
 TOO_LARGE = f"images of more than {LARGEST} bytes"
 NOT_FOLLOWED = "links, which are not followed in a stream"
-
-
-def tar_reader(data: ConfigDict) -> Read:
-    """Return the function that reads a shard of the source `webdataset`."""
-    return functools.partial(read_tar, reported=set())
-
-
-def tfrecord_reader(data: ConfigDict) -> Read:
-    """Return the function that reads a shard of the source `tfrecord`."""
-    parse = example_parser(data.image_key, data.label_key)
-    return functools.partial(read_tfrecord, parse=parse, reported=set())
 
 
 class _Ahead:
