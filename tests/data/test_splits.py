@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from can_jax.data.index.build import build_index
@@ -299,3 +300,11 @@ def test_older_index_of_the_folder_above_the_splits_is_read(tmp_path):
     )  # fmt: skip
     source = open_folder(str(tmp_path), "train", str(place))
     assert source.read(np.zeros(1, np.int64))[0][0] and source.label_names == ("images",)
+
+
+def test_search_for_splits_leaves_the_level_of_the_logger(tmp_path, monkeypatch):
+    put(tmp_path, "train/a/1.png")
+    logger = logging.get_absl_logger()
+    monkeypatch.setattr(logger, "level", 0)  # inherits that of the root logger
+    assert splits("folder", tmp_path) == ("train",)
+    assert logger.level == 0

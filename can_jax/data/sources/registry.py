@@ -114,12 +114,14 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
         problems: A dict to which the error message of each ambiguous split is added, by split; None
             to discard the messages.
     """
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # warnings about files of other splits are expected
+    # The logger's own level is restored, since it may inherit that of the root logger.
+    logger = logging.get_absl_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # warnings about files of other splits are expected
     try:
         return tuple(s for s in SPELLINGS if _has(data, s, {} if problems is None else problems))
     finally:
-        logging.set_verbosity(level)
+        logger.setLevel(level)
 
 
 def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
