@@ -5,10 +5,11 @@ Each verifier returns a dict with outputs for the images of a `Sample`. The keys
 with the run's own network.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
-import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -215,17 +216,33 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
     """
     import transformers
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    loaded: Any = getattr(transformers, kind).from_pretrained(
-        str(folder), output_loading_info=True, **options
-    )
+    with _quiet(transformers.utils.logging):
+        loaded: Any = getattr(transformers, kind).from_pretrained(
+            str(folder), output_loading_info=True, local_files_only=True, **options
+        )
     network, info = loaded
     for key in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if wrong := sorted(info[key]):
             raise UserError(f"{folder}: {key.replace('_', ' ')} for {kind}: {wrong[0]}")
     return network.eval()
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Suppress the warnings and progress bars of transformers within this context.
+
+    Args:
+        logging: The module `transformers.utils.logging`.
+    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: str) -> Arrays:

@@ -181,7 +181,8 @@ def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -
     outcomes = {}
     codes = snippets(model, format, contents)
     paths = [str(Path(can_jax.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    offline = {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | offline | {"PYTHONPATH": os.pathsep.join(paths)}
     for packages, _ in _snippets_of(model, format, contents):
         name = packages[-1]
         if not installed(*packages):

@@ -4,6 +4,7 @@ The environment variable ``MLFLOW_TRACKING_URI`` sets the server or store. The v
 ``MLFLOW_EXPERIMENT_NAME`` sets the experiment, by default `can_jax`.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -11,7 +12,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,22 @@ from etils import epath
 from jaxtyping import UInt8
 
 from can_jax.monitoring.trackers import Outcome, Tracker, run_id
+from can_jax.utils.environment import restored_environment
 from can_jax.utils.nested import flatten
 
 TAG = "can_jax.run"  # holds the identifier by which a resume finds the run
 MOST_PARAMETERS = 100  # of a request
 LONGEST = 5000  # characters of a parameter's or tag's value; MLflow's limit is 6000 or 8000
+NO_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+@contextlib.contextmanager
+def _without_urls() -> Iterator[None]:
+    """Keep MLflow from printing the URL of the run, unless the environment variable is set."""
+    with restored_environment(NO_URLS):
+        os.environ.setdefault(NO_URLS, "true")
+        yield
 
 
 class MLflow(Tracker):
@@ -53,7 +64,10 @@ class MLflow(Tracker):
         """Create or resume the MLflow run. A second call, as after a rollback, does nothing."""
         if self._client:
             return
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        with _without_urls():
+            self._start()
+
+    def _start(self) -> None:
         from mlflow import MlflowClient
 
         client, identifier = MlflowClient(), run_id(self._workdir)
@@ -138,4 +152,5 @@ class MLflow(Tracker):
     def finish(self) -> None:
         """Set the final status of the MLflow run."""
         if self._client:
-            self._client.set_terminated(self._run, STATUS[self._outcome])
+            with _without_urls():
+                self._client.set_terminated(self._run, STATUS[self._outcome])

@@ -1,8 +1,11 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -433,3 +436,25 @@ def test_mistake_is_one_line_and_leaves_nothing(run, tmp_path, options, message)
     done = export(f"--checkpoint={run}", f"--output={tmp_path / 'out'}", *options)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_transformers_and_the_environment_stay_as_the_program_has_set_them(monkeypatch):
+    calls = []
+
+    def from_pretrained(*_, **options):
+        calls.append(options)
+        return MagicMock(), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
+
+    logging = MagicMock()
+    logging.get_verbosity.return_value = 10
+    logging.is_progress_bar_enabled.side_effect = [True, False]
+    utils, kind = SimpleNamespace(logging=logging), SimpleNamespace(from_pretrained=from_pretrained)
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(utils=utils, ViTModel=kind))
+    before = dict(os.environ)
+    for _ in range(2):
+        readers.from_pretrained("ViTModel", epath.Path("export"))
+    assert dict(os.environ) == before and calls[0]["local_files_only"]
+    names = [name for name, *_ in logging.method_calls if not name.startswith(("get", "is"))]
+    quiet = ["set_verbosity_error", "disable_progress_bar", "set_verbosity"]
+    assert names == [*quiet, "enable_progress_bar", *quiet]
+    logging.set_verbosity.assert_called_with(10)
