@@ -18,6 +18,12 @@ SETTINGS = {
     "TF_ENABLE_ONEDNN_OPTS": "0",  # It is not used here, and logs a notice.
     "TF_USE_LEGACY_KERAS": "1",
 }
+# Further variables that the import sets. JAX sets the first three on a TPU for its own telemetry,
+# and the last one keeps child processes from reading HDF5 files by a plugin.
+SET_BY_IMPORT = (
+    "TPU_ML_PLATFORM", "TPU_ML_PLATFORM_VERSION", "ENABLE_RUNTIME_UPTIME_TELEMETRY",
+    "HDF5_PLUGIN_PATH",
+)  # fmt: skip
 _IMPORT = Lock()  # A second thread would take the variables of the first for those to restore.
 
 
@@ -67,7 +73,7 @@ def _import_settings() -> Iterator[None]:
     the legacy Keras is not installed. `tf.keras` is available after the context ends. Child
     processes of the calling program must not inherit these variables.
     """
-    with restored_environment(*SETTINGS):
+    with restored_environment(*SETTINGS, *SET_BY_IMPORT):
         if os.environ.get(LOG_LEVEL) == "1":  # JAX sets this level.
             del os.environ[LOG_LEVEL]
         for name, value in SETTINGS.items():

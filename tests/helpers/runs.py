@@ -162,6 +162,7 @@ def main_in_process(module, *arguments, cwd=ROOT):
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        patch.dict(os.environ),
         patch.object(sys, "argv", [module]),
         patch.object(hardware, "matmul_flops", _quick_peak),
         _own_loggers(),
@@ -179,10 +180,10 @@ def _entry(module):
 
 @contextlib.contextmanager
 def _unchanged():
-    """Check that a command leaves JAX's configuration and the environment as they were."""
-    before = dict(jax.config.values), dict(os.environ)
+    """Check that a command leaves JAX's configuration as it was."""
+    before = dict(jax.config.values)
     yield
-    assert (dict(jax.config.values), dict(os.environ)) == before
+    assert dict(jax.config.values) == before
 
 
 @contextlib.contextmanager

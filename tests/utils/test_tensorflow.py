@@ -1,6 +1,7 @@
 """TensorFlow as the calling program has it, which a stand-in plays."""
 
 import os
+import subprocess
 import sys
 from types import ModuleType
 from unittest.mock import Mock
@@ -9,6 +10,7 @@ import pytest
 
 from can_jax.utils import tensorflow as door
 from can_jax.utils.cpu import usable_cores
+from tests.helpers.runs import ROOT
 
 NAMES = ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS", "TF_USE_LEGACY_KERAS")
 
@@ -38,6 +40,18 @@ def test_environment_is_the_same_after_the_import(monkeypatch, level):
     assert dict(os.environ) == before
     with door._import_settings():
         assert [os.environ[name] for name in NAMES] == ["0" if level == "0" else "3", "0", "1"]
+
+
+def test_import_keeps_the_environment():
+    program = (
+        "import os; from can_jax.utils.tensorflow import tensorflow; before = dict(os.environ); "
+        "tensorflow(); print({n for n in os.environ if os.environ[n] != before.get(n)})"
+    )
+    environment = {n: v for n, v in os.environ.items() if n not in door.SET_BY_IMPORT}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout in ("set()\n", "{'TF2_BEHAVIOR'}\n"), done.stderr
 
 
 def test_threads_are_limited_unless_the_program_has_chosen_them(monkeypatch):
