@@ -129,8 +129,9 @@ def encoder_size(model: Any) -> Size:
     """Return the size of the encoder: the preset ``model.size``, with overrides from ``width``,
     ``depth`` and ``heads``."""
     size = SIZES[model.size]
-    own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
-    return dataclasses.replace(size, **own)
+    names = ("width", "depth", "heads")
+    overrides = {name: model[name] for name in names if model[name] is not None}
+    return dataclasses.replace(size, **overrides)
 
 
 def decoder_size(model: Any) -> Size:
@@ -161,8 +162,8 @@ def vit(config: Any, pixels: int, **options: Any) -> Encoder:
 
 def position_grid(config: Any) -> tuple[int, int]:
     """Return the (height, width) of the grid of learned position embeddings, in patches."""
-    own = variant_of(config.model).position_grid
-    return own or patch_grid(config.data.image_size, config.model.patch_size)
+    stored = variant_of(config.model).position_grid
+    return stored or patch_grid(config.data.image_size, config.model.patch_size)
 
 
 def keep_position_grid(config: Any) -> None:

@@ -117,8 +117,8 @@ def _gelu_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return gelu(x), _times_gelu_slope(x, dx)
 
 
-# Rematerialized, so that the backward pass saves ``x`` only. A barrier against merging it with the
-# forward pass would keep it from being fused into the products beside it.
+# Rematerialized, so that the backward pass saves ``x`` only. ``prevent_cse=True`` would insert a
+# barrier, which would also keep XLA from fusing this function into the adjacent matrix products.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _times_gelu_slope(x: Array, tangent: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -159,7 +159,8 @@ def _logits_tangent(
 ) -> tuple[Array, Array]:
     (query, key), (dquery, dkey) = primals, tangents
     logits = attention_logits(query, key)
-    # Products in the type of the queries: their transposes round the gradient to it.
+    # These products have the dtype of the queries, so their transposes, which are the backward
+    # pass, first cast the gradient of the logits to this dtype.
     by_query = jnp.einsum("rqhw,rkhw->rhqk", dquery, key).astype(logits.dtype)
     by_key = jnp.einsum("rqhw,rkhw->rhqk", query, dkey).astype(logits.dtype)
     return logits, by_query + by_key

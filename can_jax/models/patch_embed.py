@@ -25,8 +25,8 @@ from can_jax.models.ops import linear_product
 from can_jax.models.vit import Linear
 
 PATCH_EMBEDS = ("auto", "linear", "whitened", "dct")
-# The smallest variance added to each direction, in squared normalized pixels. It is that of
-# rounding and JPEG, a standard deviation of about 1.4 of 255 gray levels.
+# The smallest variance that is added to each direction, in squared normalized pixels. Rounding and
+# JPEG cause about this variance, a standard deviation of about 1.4 of 255 gray levels.
 FLOOR = 5e-4
 SPATIAL, SPECTRAL = 0.95, 0.93  # correlations of adjacent pixels, and of color channels
 
@@ -99,10 +99,12 @@ def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
         floor: The noise variance to add to the variance of each DCT coefficient.
     """
     distance = np.abs(np.subtract.outer(np.arange(patch_size), np.arange(patch_size)))
-    bases, variances = [dct(patch_size), dct(patch_size), dct(channels)], []
-    models = [SPATIAL**distance] * 2 + [np.where(np.eye(channels), 1.0, SPECTRAL)]
-    for basis, model in zip(bases, models, strict=True):
-        variances.append(np.diag(basis @ model @ basis.T))
+    bases = [dct(patch_size), dct(patch_size), dct(channels)]
+    spatial, spectral = SPATIAL**distance, np.where(np.eye(channels), 1.0, SPECTRAL)
+    variances = [
+        np.diag(basis @ correlations @ basis.T)
+        for basis, correlations in zip(bases, (spatial, spatial, spectral), strict=True)
+    ]
     basis = functools.reduce(np.kron, bases)
     scale = (functools.reduce(np.kron, variances) + floor) ** -0.5
     return InputMap(np.zeros(len(basis)), (basis.T * scale) @ basis)

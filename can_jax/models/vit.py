@@ -272,7 +272,8 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
     """
     flat = traverse_util.flatten_dict(layers)
     biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}
-    whole = constrain_parameters(traverse_util.unflatten_dict(biases))  # They are small.
+    # Biases are small, so those of all blocks are gathered from their shards at once.
+    whole = constrain_parameters(traverse_util.unflatten_dict(biases))
     repeated = jax.tree.map(
         lambda bias: jnp.broadcast_to(bias[:, None, None], (len(bias), rows, 1, *bias.shape[1:])),
         whole,
@@ -282,8 +283,8 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
 
 def merged(first: Any, second: Any) -> Any:
     """Merge two nested dicts without common leaves."""
-    flat = map(traverse_util.flatten_dict, (first, second))
-    return traverse_util.unflatten_dict({**next(flat), **next(flat)})
+    flat = traverse_util.flatten_dict(first) | traverse_util.flatten_dict(second)
+    return traverse_util.unflatten_dict(flat)
 
 
 class Blocks(nnx.Module):
@@ -333,7 +334,8 @@ class Blocks(nnx.Module):
             drop: The factors that `drop_path` returns; None disables stochastic depth.
         """
         attention, tokens = self.layers.attention, None
-        if x.shape[1] % 2 and attention.computed_by() == "cudnn":  # needs an even number
+        if x.shape[1] % 2 and attention.computed_by() == "cudnn":
+            # cuDNN requires an even number of tokens.
             tokens, x = x.shape[1], jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         block, state = nnx.split(self.layers)
         layers = nnx.to_pure_dict(state)
