@@ -14,8 +14,8 @@ from can_jax.utils.settings import Key, Number, Table
 Loss = Float[Array, ""]
 Metrics = dict[str, Float[Array, ""]]
 
-# The arrays that an objective which relates rows can read. With microbatches, other arrays are
-# computed for one microbatch at a time only.
+# The arrays that an objective with ``relates_rows=True`` can read. With microbatches, only these
+# arrays exist for the whole batch at once.
 OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "labels", "contents"})
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's epsilon

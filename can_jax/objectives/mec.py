@@ -25,7 +25,7 @@ def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Ar
     """
     total, power = jnp.trace(matrix), matrix
     for k in range(2, order + 1):
-        if k == order:  # the trace of a product needs no product
+        if k == order:  # The trace of a product can be computed without the product.
             trace = jnp.sum(power * matrix.T)
         else:
             power = jnp.matmul(power, matrix, precision=jax.lax.Precision.HIGHEST)

@@ -40,7 +40,7 @@ from can_jax.objectives.rows import (
     similarities,
 )
 
-LOWEST = -1e30  # the log of an empty sum; finite, so that differences are finite
+LOWEST = -1e30  # stands for the log of an empty sum, -inf, whose differences would be nan
 
 
 class LogSum(NamedTuple):

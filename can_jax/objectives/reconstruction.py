@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from can_jax.models.can import grid_of
+from can_jax.models.can import grid_of, pixels_per_patch
 from can_jax.models.masking import visible_count
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
 from can_jax.utils.errors import UserError
@@ -80,9 +80,7 @@ def check(config: Any) -> None:
     Raises:
         UserError: The mask ratio hides no patch, or patches of a single value are to be normalized.
     """
-    model = config.model
-    values = model.patch_size**2 * config.data.channels
-    if values == 1 and config.objective.reconstruction.normalize:
+    if pixels_per_patch(config) == 1 and config.objective.reconstruction.normalize:
         raise UserError(
             "config.model.patch_size=1 with data.channels=1: a patch of a single value cannot be "
             "normalized by its standard deviation; set objective.reconstruction.normalize=False or "

@@ -18,7 +18,7 @@ from can_jax.models.heads import Projector
 from can_jax.objectives.base import Arrays, at_least_float32
 from can_jax.utils.settings import Key, Whole
 
-# The similarities that a device computes at a time if `block` is not set: 128 MiB in float32.
+# The most similarities that a device computes at a time if `block` is not set: 128 MiB in float32.
 BLOCK_ENTRIES = 2**25
 
 
@@ -191,7 +191,7 @@ def on_sphere(rows: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
     return constrain_batch_sharding(normalize(rows))
 
 
-# The config key by which objectives limit the keys that they compare at a time.
+# The config key `block` of the objectives that compare rows.
 BLOCK = Key(
     None,
     Whole(1, 2**31 - 1),
@@ -201,6 +201,6 @@ BLOCK = Key(
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:
-    """Return the number of keys per block: ``block`` or, if that is None, `block_size`; at most
-    ``rows``."""
+    """Return the number of keys per block, at most ``rows``: ``block`` if set, else
+    `block_size`."""
     return min(block or block_size(rows, row_shards()), rows)

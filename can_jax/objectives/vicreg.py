@@ -45,9 +45,10 @@ def loss(
     """
     z = projected_by_view(arrays, head)
     images, views, width = z.shape
-    # Over all pairs, the squared differences sum to those from the mean view, times the views.
-    apart = z - z.mean(axis=1, keepdims=True)
-    alike = jnp.sum(jnp.square(apart)) * 2 / ((views - 1) * images * width)
+    # Summed over the pairs of views, the squared differences are ``views`` times the squared
+    # deviations from the mean view. There are ``views * (views - 1) / 2`` pairs.
+    deviations = z - z.mean(axis=1, keepdims=True)
+    alike = jnp.sum(jnp.square(deviations)) * 2 / ((views - 1) * images * width)
     centered = z - z.mean(axis=0)
     spread = jnp.sum(jnp.square(centered), axis=0) / (images - 1)
     hinge = jnp.mean(jax.nn.relu(1 - jnp.sqrt(spread + 1e-4)))
