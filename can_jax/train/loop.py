@@ -110,6 +110,7 @@ class Loop:
         pace: The `Pace` of a timed run, which estimates the last step; None for other runs.
         end_seconds: The longest time in seconds that the evaluations of one step have taken so far.
             A timed run reserves ``end_seconds`` for the evaluations after its last step.
+        stopped: Whether a stop signal ended the loop, so the evaluations due then were skipped.
     """
 
     step: Steps
@@ -130,6 +131,7 @@ class Loop:
     trace: TraceWindow | None = None
     pace: Pace | None = None
     end_seconds: float = 0.0
+    stopped: bool = False
 
     def __call__(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """Train from ``step`` until the last step or a stop signal.
@@ -140,8 +142,8 @@ class Loop:
 
         Returns:
             The last completed step and its state. The checkpoint of the last completed step is
-            saved or being saved. The last completed step is below ``total`` if a stop signal ended
-            the loop.
+            saved or being saved. After a stop signal, ``stopped`` is True, and the last completed
+            step is usually below ``total``.
 
         Raises:
             UserError: Training diverged, replicated arrays differ between devices, or checkpoints
@@ -151,7 +153,7 @@ class Loop:
         self._started = time.perf_counter() - self.progress.seconds
         self._saved_at = time.monotonic()
         self._guard = LossSpikeDetector(config, self.progress.guard)
-        seconds: dict[Any, float] = {}  # of the latest call of each action
+        action_seconds: dict[Any, float] = {}  # the duration of the latest call of each action
         while step < self.total:
             step += 1
             with clock.waiting_for_data():
@@ -191,8 +193,8 @@ class Loop:
             actions = self.callbacks.periodic_actions()
             due = [action for action in actions if step % action.every == 0 or last]
             # Saved before the evaluations: a run killed during them need not repeat the steps.
-            evaluated = any(action.saves_first for action in due)
-            regular = step % config.checkpoint.every_steps == 0 or evaluated or last or stop
+            evaluates = any(action.saves_first for action in due)
+            regular = step % config.checkpoint.every_steps == 0 or evaluates or last or stop
             if self.pace and last:
                 self.pace.finish(step)
             if regular or self._minutes_passed(step):
@@ -202,14 +204,15 @@ class Loop:
             for action in due:
                 if stop and action.saves_first:
                     continue  # the resumed run makes up for the evaluations that are due
-                began = time.perf_counter()
+                started = time.perf_counter()
                 with clock.paused():
                     self.lock.check()
                     action.act(step, state)
-                seconds[action.act] = time.perf_counter() - began
-                self.end_seconds = max(self.end_seconds, sum(seconds.values()))
+                action_seconds[action.act] = time.perf_counter() - started
+                self.end_seconds = max(self.end_seconds, sum(action_seconds.values()))
                 self.watchdog.beat(step)
             if stop:
+                self.stopped = True
                 break
         self.progress.seconds = self._seconds()
         return step, state

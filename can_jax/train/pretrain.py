@@ -69,7 +69,8 @@ def pretrain(
     Raises:
         UserError: The configuration, the data or the run directory is invalid, or training
             diverged.
-        Preempted: A signal such as SIGTERM ended the run before its last step; the state was saved.
+        Preempted: A signal such as SIGTERM ended the run before its last step or its last
+            evaluation; the state was saved.
     """
     check_directory(workdir, "--workdir=")
     with RunLog() as log:

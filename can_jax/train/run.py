@@ -44,10 +44,7 @@ from can_jax.train.start import (
     restore_or_begin,
     writing,
 )
-from can_jax.train.step import (
-    abstract_state,
-    lower_train_step,
-)
+from can_jax.train.step import abstract_state, lower_train_step
 from can_jax.train.training import Training
 from can_jax.utils.errors import Preempted, UserError
 from can_jax.utils.progress import phase
@@ -76,7 +73,8 @@ def run(
 
     Raises:
         UserError: The configuration, data or run directory is invalid, or training diverged.
-        Preempted: A signal such as SIGTERM ended the run before its last step; the state was saved.
+        Preempted: A signal such as SIGTERM ended the run before its last step or its last
+            evaluation; the state was saved.
     """
     config, times, step = training.config, training.times, training.step
     startup = Startup()
@@ -166,7 +164,7 @@ def run(
         began = time.perf_counter()
         with section("running the first probe and figure", longer):
             callbacks.on_train_start(first, state)
-        looked = time.perf_counter() - began
+        evaluation_seconds = time.perf_counter() - began
         startup.mark("the first probe")
         if first < times.total:
             with section("compiling the train step", longer):
@@ -194,7 +192,7 @@ def run(
                 startup=startup,
                 trace=TraceWindow(workdir, first, times.total) if profile else None,
                 pace=pace,
-                end_seconds=looked,
+                end_seconds=evaluation_seconds,
             )
             report.start_bar()
             stopping.begin()
@@ -202,23 +200,31 @@ def run(
             lock.end_soon()
             if pace:
                 pace.store()
-            finish(first, loop.total, checkpoints)
+            complete = first == loop.total
+            if complete and loop.stopped:  # A signal at the last step skips its evaluations.
+                complete = training.finished(workdir)
+            finish(first, complete, checkpoints)
         lock.check()
         callbacks.on_train_end(state, progress.seconds)
 
 
-def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
+def finish(last: int, complete: bool, checkpoints: Checkpointer) -> None:
     """Wait for the last checkpoint to be written. Collective: every process must call this.
+
+    Args:
+        last: The last completed step, whose checkpoint is being written.
+        complete: Whether the run has taken its last step and completed its evaluations.
+        checkpoints: The manager of the checkpoints in the run directory.
 
     Raises:
         UserError: The last checkpoint could not be written.
-        Preempted: A signal stopped the run before its last step.
+        Preempted: The run is not complete, because a signal stopped it.
     """
     with barrier("finishing the checkpoint"), phase("writing the last checkpoint"):
         saved = checkpoints.wait()
     if not saved:
         raise UserError(f"the checkpoint of step {last} could not be saved; see the warning above")
-    if last < total:
+    if not complete:
         raise Preempted(f"{handler.cause}; step {last} is saved; {RESUME}")
 
 

@@ -1,5 +1,8 @@
 """When a run calls a registered callback."""
 
+import os
+import signal
+
 from can_jax.train.callback import CALLBACKS, Callback, PeriodicAction
 from tests.helpers.runs import counting_steps, run_in_process
 
@@ -44,3 +47,20 @@ def test_callback_is_called_in_each_run_and_saves_only_if_it_says_so(recipe, tmp
         assert done.returncode == 0, done.stderr
         assert calls == [("start", 0), ("act", 4), ("act", 6), ("end", 6)]
         assert steps_saved(workdir) == saved
+
+
+def test_signal_at_the_last_step_leaves_its_evaluations_to_a_resume(recipe, tmp_path):
+    def stop_at_the_end(number, state, metrics):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state, metrics
+
+    options = ("probe.every_steps=0", "figures.every_steps=6")
+    with counting_steps(stop_at_the_end):
+        done = run_in_process(recipe, tmp_path, *options)
+    assert done.returncode == 75 and "step 6 is saved" in done.stderr
+    assert "Finished" not in done.stdout and not list(tmp_path.glob("**/*.png"))
+    with counting_steps():
+        done = run_in_process(recipe, tmp_path, *options)
+    assert done.returncode == 0 and "Finished" in done.stdout
+    assert len(list(tmp_path.glob("**/*.png"))) == 1
