@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.resume import is_given
-from can_jax.config.durations import value_of
+from can_jax.config.durations import DURATIONS, PROBE, value_of
 from can_jax.config.resolve import resolve
 from can_jax.data.sources.survey import Survey
 from can_jax.distributed.hardware import Devices
@@ -24,7 +24,7 @@ DEVICE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.tensor", "accumulation.microbatches", "model.remat",
     "model.scan",
 )  # fmt: skip
-FOR_VIT_B = 16 * 2**30  # bytes; JAX uses 17.7 GiB of a card of 24 GB by default
+FOR_VIT_B = 16 * 2**30  # bytes that `vit_b` requires; a card of 24 GB offers JAX 17.7 GiB
 BATCHES = (1024, 512, 256, 128, 64, 32, 16, 8)
 CPU_BATCH = 128
 SMALLEST_BATCH = 256  # microbatches are preferred to smaller batches, which have few negatives
@@ -65,7 +65,8 @@ def choose(
 
     Args:
         config: The configuration of a recipe or a run directory; changed in place.
-        given: The dotted keys that the command line sets, which are not changed.
+        given: The dotted keys that the command line sets, which are not changed. If a key is one
+            unit of a duration, the other units are not changed either.
         devices: The number, kind and memory of the devices.
         found: The result of the survey of the data; None to leave the data settings unchanged.
         stored: Whether ``config`` comes from a run directory, so that only `DEVICE_KEYS` may
@@ -74,7 +75,8 @@ def choose(
     choices: list[Choice] = []
 
     def take(key: str, value: Any, reason: str) -> None:
-        if is_given(key, given) or (stored and key not in DEVICE_KEYS):
+        units = next((keys for keys in DURATIONS if key in keys), (key,))
+        if any(is_given(unit, given) for unit in units) or (stored and key not in DEVICE_KEYS):
             return
         if value_of(config, key) != value or key in ("batch_size", "model.remat", "model.dtype"):
             choices.append(Choice(key, value, reason))
@@ -113,8 +115,8 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
     largest = CPU_SIZE if devices.platform == "cpu" else LARGEST_SIZE
     height, width = found.shape or (largest, largest)
     patch = patch_of(height, width)
-    few = (height // patch) * (width // patch) <= MOST_PATCHES
-    if found.shape and max(height, width) <= LARGEST_SIZE and few:
+    few_patches = (height // patch) * (width // patch) <= MOST_PATCHES
+    if found.shape and max(height, width) <= LARGEST_SIZE and few_patches:
         size: Any = height if height == width else found.shape
         why = f"the images have {height} x {width} pixels"
     else:
@@ -127,7 +129,7 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
         why = sides if size < largest and sides else limit
     yield Choice("data.image_size", size, why)
     yield Choice("model.patch_size", patch, f"{height // patch} x {width // patch} patches")
-    if found.labeled and not value_of(config, "probe.every_epochs"):
+    if found.labeled and all(value_of(config, key) is None for key in PROBE):
         epochs = max(1.0, PROBE_IMAGES / (found.images or PROBE_IMAGES))
         yield Choice("probe.every_epochs", float(round(epochs)), "the data is labeled")
     if not config.figures.every_steps and found.source != "shapes":
@@ -228,10 +230,10 @@ def fit(
         return step_bytes(trial, parameters, count) <= limit
 
     large = [size for size in batches if size >= SMALLEST_BATCH] or batches[:1]
-    orders = [(batch, remat, 1) for batch in large for remat in REMATS[:3]]
-    orders += [(large[-1], remat, n) for n in MICROBATCHES[1:] for remat in REMATS[1:]]
-    orders += [(batch, "full", 1) for batch in batches]
-    return next((order for order in orders if fits(*order)), (batches[-1], "full", 1))
+    candidates = [(batch, remat, 1) for batch in large for remat in REMATS[:3]]
+    candidates += [(large[-1], remat, n) for n in MICROBATCHES[1:] for remat in REMATS[1:]]
+    candidates += [(batch, "full", 1) for batch in batches]
+    return next((each for each in candidates if fits(*each)), (batches[-1], "full", 1))
 
 
 def what_fits(config: ConfigDict, devices: Devices) -> str:

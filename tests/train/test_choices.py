@@ -106,6 +106,17 @@ def test_cpu_gets_a_small_model_in_float32():
     assert config.data.image_size == (64, 64) and config.model.patch_size == 8
 
 
+@pytest.mark.parametrize("steps", [0, 500])
+def test_interval_of_the_probe_in_steps_stays(steps):
+    labeled = PHOTOS._replace(labeled=True)
+    config, given = recipe("small"), {"probe.every_steps": steps}
+    config.data.path, config.probe.every_steps = "/data", steps
+    choose(config, given, CPU, labeled)
+    assert (resolve(config).probe.every_steps, config.probe.every_epochs) == (steps, None)
+    config, _ = chosen("quickstart", CPU, labeled)  # whose own interval is in steps
+    assert (config.probe.every_steps, config.probe.every_epochs) == (200, None)
+
+
 def test_few_images_get_a_small_batch():
     assert chosen("vit_s", CARD, Survey("folder", 200, 300))[0].batch_size <= 50
 
