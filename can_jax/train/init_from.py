@@ -4,6 +4,7 @@ Only weights are loaded, and not the optimizer state. The learning-rate schedule
 start from the beginning, unlike in a resumed run.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,11 +15,12 @@ from jax.sharding import Mesh
 from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
 from can_jax.distributed.sharding_rules import named_leaves, path_name
 from can_jax.models.patch_embed import fixed_map, fold, unfold
-from can_jax.models.variant import PLAIN, Variant
+from can_jax.models.variant import PLAIN, Variant, variant_of
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
+from can_jax.weights.library_configs import Facts, Stated, equal_facts
 from can_jax.weights.read_weights import OWN, Weights, read_weights, sizes
 from can_jax.weights.torch_layout import entries, from_torch
 
@@ -32,6 +34,7 @@ def initial_weights(
     mesh: Mesh,
     variant: Variant = PLAIN,
     statistics: Any = None,
+    normalization: Facts | None = None,
 ) -> tuple[Any, list[str]]:
     """Replace parameters by arrays of the same name and shape from another run or a file.
 
@@ -44,6 +47,8 @@ def initial_weights(
         statistics: The batch statistics of the network. If ``statistics`` holds a fixed whitening
             map, the loaded patch embedding is converted so that its tokens stay the same with that
             map.
+        normalization: The ``mean`` and ``std`` by which this run normalizes images. If None, the
+            notes name the normalization of the weights without a comparison.
 
     Returns:
         The updated parameters, and lines to print about loaded, missing and unused arrays.
@@ -56,13 +61,19 @@ def initial_weights(
     if not location.exists():
         raise UserError(f"config.init_from={source} does not exist")
     if is_run(location):
-        step = stored_step(read_run(location))
+        config = read_run(location)
+        step = stored_step(config)
         restored = newest_state(location, abstract_state(step, mesh), step=at)[1]
         theirs = named_leaves(fold(step.evaluated(restored), restored.batch_stats)[0])
+        facts: Facts = {"mean": list(config.augment.mean), "std": list(config.augment.std)}
+        if config.model.backbone == "vit":
+            options = dataclasses.asdict(variant_of(config.model))
+            facts |= {"options": options, "gelu": options["gelu"]}
+        notes = _differences(Stated(facts, {}), variant, normalization)
     else:
         weights = read_weights(location)
         try:
-            theirs, notes = _of_weights(weights, parameters, variant)
+            theirs, notes = _of_weights(weights, parameters, variant, normalization)
         except UserError as error:
             raise UserError(f"config.init_from={source}: {error}") from error
     ours = named_leaves(parameters)
@@ -98,18 +109,22 @@ def _fits(theirs: Any, ours: Any) -> bool:
     return theirs is not None and tuple(theirs.shape) == tuple(ours.shape)
 
 
-def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Flat, list[str]]:
+def _of_weights(
+    weights: Weights, parameters: Any, variant: Variant, normalization: Facts | None
+) -> tuple[Flat, list[str]]:
     """Return the arrays of a weights file under this project's names, and notes to print.
 
     A parameter is converted if the file contains all arrays of which it consists. Unused arrays
-    outside the encoder keep the names that they have in the file.
+    outside the encoder keep the names that they have in the file. The arguments are those of
+    `initial_weights`, with the weights that `read_weights` returned.
 
     Raises:
         UserError: An encoder array of the file would be unused, or does not match this encoder.
     """
-    arrays, stated = weights.arrays, weights.facts
+    arrays, notes = weights.arrays, list(weights.warnings)
+    differences = _differences(Stated(weights.facts, weights.keys), variant, normalization)
     if OWN in arrays:
-        return arrays, list(weights.warnings)
+        return arrays, notes + differences
     converted: Flat = {}
     used: set[str] = set()
     wrong: list[UserError] = []
@@ -128,41 +143,70 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
             if path_name(path).startswith("encoder/"):
                 wrong.append(error)
     rest = {name: array for name, array in arrays.items() if name not in used}
-    notes = list(weights.warnings)
     if converted:
         if wrong:
             raise wrong[0]
         refuse_unused(arrays, used)
         _compare_encoder(weights, parameters, notes)
-        notes += _differences(weights.facts, variant)
-        normalization = {name: stated[name] for name in ("mean", "std") if name in stated}
-        unknown = [weights.keys[name] for name, value in normalization.items() if value is None]
-        told = ", ".join(f"{name} {value}" for name, value in normalization.items())
-        if unknown:
-            notes.append(unknown[0])
-        elif told:
-            notes.append(f"the weights expect images normalized with {told}")
+        notes += differences
     return converted | rest, notes
 
 
-def _differences(facts: Flat, variant: Variant) -> list[str]:
+def _differences(stated: Stated, variant: Variant, normalization: Facts | None) -> list[str]:
+    """Return notes on settings that arrays do not show and that differ in the weights and this run.
+
+    Args:
+        stated: The facts about the weights: ``gelu``, ``options``, and ``mean`` and ``std`` if
+            stated.
+        variant: The options of this run's encoder.
+        normalization: The ``mean`` and ``std`` of this run, or None; see `initial_weights`.
+    """
+    facts = stated.facts
+    notes = _different_options(facts, variant)
+    expected: Facts = {name: facts[name] for name in ("mean", "std") if name in facts}
+    unknown = [stated.keys[name] for name, value in expected.items() if value is None]
+    if unknown:
+        notes.append(unknown[0])
+    elif normalization is None:
+        if expected:
+            notes.append(f"the weights expect images normalized with {_texts(expected)}")
+    elif any(not equal_facts(expected[name], normalization[name]) for name in expected):
+        notes.append(
+            f"the weights expect images normalized with {_texts(expected)}, but this run "
+            f"normalizes with {_texts(normalization)}; set config.augment.mean and "
+            "config.augment.std to match the weights"
+        )
+    return notes
+
+
+def _different_options(facts: Facts, variant: Variant) -> list[str]:
     """Return notes on options, such as the GELU, that differ between the weights and this run."""
-    options, notes = facts["options"], []
-    if options.get("pre_norm") and facts.get("gelu") is None:
+    options = dataclasses.asdict(PLAIN) | facts.get("options", {})
+    if options["pre_norm"] and facts.get("gelu") is None:
         return [
             f"no file states the activation of the weights; this run has gelu={variant.gelu}. "
             "Models of OpenAI, MetaCLIP and DFN have quick, those of OpenCLIP exact: set "
             "config.model.backbone_options to match"
         ]
-    for name, key in (("epsilon", "layer_norm_eps"), ("gelu", "the GELU variant")):
-        theirs, ours = options.get(name, getattr(PLAIN, name)), getattr(variant, name)
+    notes = []
+    gelu_effect = "1e-2" if "quick" in (options["gelu"], variant.gelu) else "1e-4"
+    for name, key, effect in (
+        ("epsilon", "layer_norm_eps", "may differ by about 1e-4"),
+        ("gelu", "the GELU variant", f"may differ by about {gelu_effect}"),
+        ("norm", "the input of the final LayerNorm", "differ"),
+    ):
+        theirs, ours = options[name], getattr(variant, name)
         if theirs != ours:
             notes.append(
-                f"{key} is {theirs} in the weights and {ours} in this run: features may differ by "
-                f"about {'1e-2' if 'quick' in (theirs, ours) else '1e-4'}; set "
+                f"{key} is {theirs} in the weights and {ours} in this run: features {effect}; set "
                 "config.model.backbone_options to match the weights"
             )
     return notes
+
+
+def _texts(normalization: Facts) -> str:
+    """Format a normalization for a note, such as ``mean [0.5], std [0.5]``."""
+    return ", ".join(f"{name} {value}" for name, value in normalization.items())
 
 
 def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:

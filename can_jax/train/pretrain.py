@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import has_checkpoints, read_identity
-from can_jax.checkpoint.resume import check_changes, with_stored
+from can_jax.checkpoint.resume import check_changes, is_given, with_stored
 from can_jax.checkpoint.run_directory import stored_config
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.data.pipeline.order import shares
@@ -133,6 +133,12 @@ def prepare(
     check_labels(config, source)
     warn_of_repeats(config, source)
     times = make_run_length(config, source.examples)
+    every = config.figures.every_steps
+    if every and not times.figures_every and is_given("figures.every_steps", given):
+        logging.warning(
+            "config.figures.every_steps=%d has no effect: figures show predicted pixels or noise, "
+            "which no objective of this run predicts", every,
+        )  # fmt: skip
     if times.seconds is not None and (last := known_last_step(workdir, times.seconds)) is not None:
         times = times._replace(total=last)
     peak = peak_learning_rate(config)
@@ -158,8 +164,8 @@ class Pretraining:
     def stream(self) -> dict[str, Any]:
         """Return the seed, the batch size and the fingerprint of the data, for `check_stream`."""
         config = self.config
-        decided = {"seed": config.seed, "batch_size": config.batch_size}
-        return decided | {"data": self.source.fingerprint()}
+        settings = {"seed": config.seed, "batch_size": config.batch_size}
+        return settings | {"data": self.source.fingerprint()}
 
     def facts(self) -> dict[str, Any]:
         """Return the batch size, length and cost of the run, by label, to print and store."""
@@ -193,8 +199,10 @@ class Pretraining:
             report.say(f"patches are whitened by the statistics of {self.moments.images:,} images")
         if source := config.init_from:
             variant = variant_of(config.model) if config.model.backbone == "vit" else PLAIN
-            given = state.parameters, self.mesh, variant, state.batch_stats
-            parameters, lines = initial_weights(source, *given)
+            parameters, lines = initial_weights(
+                source, state.parameters, self.mesh, variant, state.batch_stats,
+                {"mean": list(config.augment.mean), "std": list(config.augment.std)},
+            )  # fmt: skip
             state = self.step.started(state, parameters)
             for line in lines:
                 report.say(line)
@@ -279,17 +287,18 @@ def check_labels(config: ConfigDict, source: Any) -> None:
         UserError: An active objective needs labels, but the data has none.
     """
     blocks = config.objective
-    needy = [name for name, o in active(blocks.to_dict()).items() if o.needs_labels(blocks[name])]
+    objectives = active(blocks.to_dict()).items()
+    needing = [name for name, objective in objectives if objective.needs_labels(blocks[name])]
     unlabeled = source.labels is not None and not (source.labels >= 0).any()
     if source.parts:
         unlabeled = not source.label_names
-    if needy and unlabeled:
-        how, switch = "", "its weight to 0"
-        if needy[0] == "contrastive":
-            how, switch = ".supervised=True", "it to False"
+    if needing and unlabeled:
+        setting, remedy = needing[0], "its weight to 0"
+        if setting == "contrastive":
+            setting, remedy = "contrastive.supervised=True", "it to False"
         raise UserError(
-            f"config.objective.{needy[0]}{how} needs labels, but the data has none: give labeled "
-            f"data, or set {switch}"
+            f"config.objective.{setting} needs labels, but the data has none: give labeled data, "
+            f"or set {remedy}"
         )
 
 
@@ -301,9 +310,11 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
         compared //= config.accumulation.microbatches
     parts = [("the data", source.examples, 1.0)]
     if source.parts:
-        sizes = (part.examples for part in source.parts)
-        sized = zip(sizes, shares(source.weights), strict=True)
-        parts = [(f"part {i} of the mixture", n, real) for i, (n, (_, real)) in enumerate(sized)]
+        actual_shares = [actual for _, actual in shares(source.weights)]
+        parts = [
+            (f"part {i} of the mixture", part.examples, share)
+            for i, (part, share) in enumerate(zip(source.parts, actual_shares, strict=True))
+        ]
     for name, examples, share in parts:
         drawn = config.batch_size * share
         if drawn > examples:

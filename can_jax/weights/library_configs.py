@@ -125,7 +125,7 @@ def merged(*parts: Stated) -> Stated:
     keys: dict[str, str] = {}
     for part in parts:
         for name, value in part.facts.items():
-            if name in facts and not _equal(value, facts[name]):
+            if name in facts and not equal_facts(value, facts[name]):
                 raise UserError(
                     f"{part.keys[name]}={value}, but {keys[name]}={facts[name]}: correct or remove "
                     "the file that does not belong to these weights"
@@ -135,7 +135,7 @@ def merged(*parts: Stated) -> Stated:
     return Stated(facts, keys)
 
 
-def _equal(value: Any, other: Any) -> bool:
+def equal_facts(value: Any, other: Any) -> bool:
     """Return whether two values are equal up to rounding; a single number is broadcast to a
     list."""
     try:

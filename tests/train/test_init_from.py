@@ -11,6 +11,7 @@ from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config.resolve import to_json
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import path_name
+from can_jax.models.variant import Variant
 from can_jax.train.init_from import initial_weights
 from can_jax.train.step import abstract_state, make_step
 from can_jax.utils.errors import UserError
@@ -46,9 +47,10 @@ def another_run(tmp_path):
 
 def test_weights_of_a_run_are_taken_where_they_fit_and_the_rest_is_told(another_run):
     place, theirs = another_run
-    _, state, mesh = fresh(seed=1)
+    config, state, mesh = fresh(seed=1)
     before = flat(state.parameters)
-    taken, lines = initial_weights(str(place), state.parameters, mesh)
+    same = {"mean": config.augment.mean, "std": config.augment.std}
+    taken, lines = initial_weights(str(place), state.parameters, mesh, normalization=same)
     for name, array in flat(taken).items():
         wanted = theirs if theirs[name].shape == before[name].shape else before
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)
@@ -57,6 +59,19 @@ def test_weights_of_a_run_are_taken_where_they_fit_and_the_rest_is_told(another_
     assert missing.startswith("  initialized randomly: ") and "decoder/embed/kernel" in missing
     assert left.startswith("  not used: ") and "decoder/embed/kernel" in left
     assert f"{len(before)} arrays" in lines[0]
+
+
+def test_settings_of_a_run_that_its_arrays_do_not_show_are_compared(another_run):
+    _, state, mesh = fresh(seed=1)
+    other = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    variant = Variant(gelu="tanh", epsilon=1e-5)
+    _, lines = initial_weights(
+        str(another_run[0]), state.parameters, mesh, variant, normalization=other
+    )
+    text = "\n".join(lines)
+    assert "the GELU variant is exact in the weights and tanh in this run" in text
+    assert "layer_norm_eps is 1e-06 in the weights and 1e-05 in this run" in text
+    assert "but this run normalizes with mean [0.5, 0.5, 0.5], std [0.25, 0.25, 0.25]" in text
 
 
 @pytest.mark.parametrize("prefix", ["", "param/"])
