@@ -56,16 +56,16 @@ def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> lis
     probed = any(
         line["step"] == step and (PROBE in line or RANK in line) for line in read_metrics(workdir)
     )
-    traces = {
+    evaluations = {
         "probe": (times.probe_every, probed),
         "picture": (times.figures_every, figure_path(workdir, step).exists()),
     }
-    missing = [
+    pending = [
         bool(every and step and (step % every == 0 or step == times.total) and not has_output)
-        for every, has_output in traces.values()
+        for every, has_output in evaluations.values()
     ]
-    agreed = gather("evaluations done", np.array(missing))[0]
-    return [name for name, absent in zip(traces, agreed, strict=True) if absent]
+    agreed = gather("evaluations done", np.array(pending))[0]  # those of process 0
+    return [name for name, is_pending in zip(evaluations, agreed, strict=True) if is_pending]
 
 
 class Log(Callback):
@@ -178,7 +178,7 @@ class PretrainCallbacks(Log):
                 self._probe = KnnProbe(*arguments)
             except UserError as error:
                 if has_labels(run.source):
-                    raise
+                    raise  # The data has labels, so something else is wrong.
                 self._health = HealthProbe(*arguments)
                 logging.info("label-free feature metrics replace the kNN probe: %s", error)
         if run.times.figures_every:
@@ -306,9 +306,9 @@ def next_steps(workdir: epath.Path, labeled: bool = True) -> list[str]:
             added.
     """
     run = shlex.quote(str(workdir))
-    look = f"can-jax evaluate --config=health --checkpoint={run} --workdir={run}_health"
+    health = f"can-jax evaluate --config=health --checkpoint={run} --workdir={run}_health"
     return [
-        *([] if labeled else [f"see the features:     {look}"]),
+        *([] if labeled else [f"see the features:     {health}"]),
         f"see the curves:       can-jax report {run} (HTML), or tensorboard --logdir {run}",
         f"evaluate on labels:   can-jax evaluate --config=knn --checkpoint={run} "
         f"--workdir={run}_knn --config.data.path=LABELED_IMAGES",

@@ -16,6 +16,7 @@ from can_jax.config.durations import DURATIONS, PROBE, value_of
 from can_jax.config.resolve import resolve
 from can_jax.data.sources.survey import Survey
 from can_jax.distributed.hardware import Devices
+from can_jax.objectives import reads
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
 
@@ -132,7 +133,8 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
     if found.labeled and all(value_of(config, key) is None for key in PROBE):
         epochs = max(1.0, PROBE_IMAGES / (found.images or PROBE_IMAGES))
         yield Choice("probe.every_epochs", float(round(epochs)), "the data is labeled")
-    if not config.figures.every_steps and found.source != "shapes":
+    decodes = "prediction" in reads(config.objective.to_dict())  # which figures require
+    if decodes and not config.figures.every_steps and found.source != "shapes":
         yield Choice("figures.every_steps", 2000, "to show reconstructions during the run")
 
 

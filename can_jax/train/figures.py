@@ -68,9 +68,6 @@ def make_panel(
         gray = jnp.clip(jnp.where(hidden, 0.0, patches) / scale + 0.5, 0, 1)
         return unpatchify(gray, grid_of(config), config.model.patch_size)
 
-    def blank(patches: Array) -> Array:
-        return picture(jnp.where(hidden, 0.0, patches))
-
     assert outputs.prediction is not None
     prediction = outputs.prediction.astype(jnp.float32)
     filled = prediction
@@ -84,7 +81,7 @@ def make_panel(
         predicted = noise_picture(scale[:, None, None] * prediction)
     return Panel(
         clean=picture(inputs.clean),
-        shown=blank(inputs.noisy),
+        shown=picture(jnp.where(hidden, 0.0, inputs.noisy)),
         reconstruction=picture(jnp.where(hidden, filled, inputs.clean)),
         noise=noise,
         predicted_noise=predicted,

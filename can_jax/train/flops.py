@@ -23,9 +23,9 @@ from can_jax.train.network import heads
 def train_flops_per_image(config: ConfigDict) -> int:
     """Return the FLOPs of a training step per image, for all of its views.
 
-    The number is that of three forward passes of the network, plus one forward pass of a teacher's
-    encoder if there is one. Only matrix products are counted, except those of rematerialization and
-    of the noise-level embedding. Each objective is assumed to apply its own head once, to the
+    A step counts as three forward passes of the network, plus one of the teacher's encoder if there
+    is a teacher. Only matrix products are counted. Those of rematerialization and of the
+    noise-level embedding are left out. Each objective is assumed to apply its own head once, to the
     pooled embedding of each view or to each patch token that it reads.
 
     Args:
@@ -47,10 +47,10 @@ def train_flops_per_image(config: ConfigDict) -> int:
     active = objectives.active(settings)
     for name, head in objectives.head_names(settings).items():
         tokens = {"tokens": visible, "decoded": patches}
-        applied = max([tokens.get(field, 1) for field in active[name].reads])
-        view += 2 * applied * sum(kernel_sizes(config, built[head]))
-    taught = BACKBONES.get(config.model.backbone).flops(config, pixels, patches)
-    return config.augment.views * (3 * view + ("teacher" in reads) * taught)
+        vectors = max(tokens.get(field, 1) for field in active[name].reads)
+        view += 2 * vectors * sum(kernel_sizes(config, built[head]))
+    teacher = BACKBONES.get(config.model.backbone).flops(config, pixels, patches)
+    return config.augment.views * (3 * view + ("teacher" in reads) * teacher)
 
 
 def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
@@ -62,10 +62,10 @@ def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, config.model.mask_ratio)
     tokens = visible + 1 + variant_of(config.model).registers
-    found = [(encoder_size(config.model), tokens)]
+    sizes = [(encoder_size(config.model), tokens)]
     if "decoder" in heads(config):
-        found.append((decoder_size(config.model), patches + 1))
-    return found
+        sizes.append((decoder_size(config.model), patches + 1))
+    return sizes
 
 
 def kernel_sizes(config: ConfigDict, build: HeadBuilder) -> list[int]:

@@ -40,14 +40,14 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
         devices: The number of devices, over which the batch is split.
     """
     model, data = config.model, config.data
-    width = jnp.dtype(model.dtype).itemsize / 2  # the formula is of 16-bit types
-    # In 16 bits accelerators compute attention in a kernel that stores no weights.
-    weights = 7 if model.attention == "xla" or width > 1 else 0
+    scale = jnp.dtype(model.dtype).itemsize / 2  # relative to the 16-bit types of the formula
+    # In 16 bits, accelerators compute attention in a kernel that stores no attention matrices.
+    per_entry = 7 if model.attention == "xla" or scale > 1 else 0
     view = sum(
-        size.depth * tokens * (34 * size.width + weights * size.heads * tokens)
+        size.depth * tokens * (34 * size.width + per_entry * size.heads * tokens)
         for size, tokens in transformers(config)
     )
-    view = int(view * width * FACTORS[model.remat])
+    view = int(view * scale * FACTORS[model.remat])
     view += PIXEL_BYTES * math.prod(data.image_size) * data.channels
     images = math.ceil(config.batch_size / devices / config.accumulation.microbatches)
     return constant_bytes(config, parameters, devices) + images * config.augment.views * view

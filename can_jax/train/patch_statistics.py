@@ -82,14 +82,15 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
     Returns:
         The mean and covariance of the patches, and the number of images measured.
     """
-    from can_jax.data.pipeline.loader import open_loader  # decoders, which a study has not
+    # Imported late: `can_jax.benchmark.device_study` uses this module without image decoders.
+    from can_jax.data.pipeline.loader import open_loader
 
     steps = batches_to_measure(config, source.examples)
     with section("measuring the patches", LONG * config.stuck_after_seconds), jax.set_mesh(mesh):
         measure = jax.jit(functools.partial(second_moment, config), out_shardings=replicated(mesh))
         loader = open_loader(config, source, mesh, 0, steps)
-        seconds = [np.asarray(measure(next(loader)), np.float64) for _ in range(steps)]
-    return moments_of(np.mean(seconds, axis=0), steps * config.batch_size)
+        second_moments = [np.asarray(measure(next(loader)), np.float64) for _ in range(steps)]
+    return moments_of(np.mean(second_moments, axis=0), steps * config.batch_size)
 
 
 def whitening_of(config: ConfigDict, moments: Moments) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ class RunLength(NamedTuple):
         seconds: The time limit of a timed run in seconds; None for other runs.
     """
 
-    examples: int  # images of an epoch
+    examples: int
     total: int
     warmup: int
     probe_every: int | None
@@ -53,12 +53,12 @@ def make_run_length(config: ConfigDict, examples: int) -> RunLength:
     """
     total = steps_of(config, TOTAL, examples) or 0
     minutes = value_of(config, "total_minutes")
-    draws = "prediction" in reads(config.objective.to_dict())  # else there are no figures
+    decodes = "prediction" in reads(config.objective.to_dict())  # which figures require
     return RunLength(
         examples=examples,
         total=total if minutes is None else MOST_STEPS,
         warmup=warmup_steps(config, examples, total),
         probe_every=steps_of(config, PROBE, examples) or None,
-        figures_every=(config.figures.every_steps or None) if draws else None,
+        figures_every=(config.figures.every_steps or None) if decodes else None,
         seconds=None if minutes is None else 60.0 * minutes,
     )

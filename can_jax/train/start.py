@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.lock import RunLock
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.checkpoint.resume import check_stream, to_store
-from can_jax.checkpoint.run_directory import append_start, first_config, stored_config
+from can_jax.checkpoint.run_directory import (
+    CHECKPOINTS,
+    append_start,
+    first_config,
+    stored_config,
+)
 from can_jax.config.resolve import from_json, to_json
 from can_jax.distributed.runtime import barrier
 from can_jax.monitoring import console
@@ -35,7 +40,7 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> 
         workdir: The run directory.
         lock: The lock on the run directory, which is checked before each write.
     """
-    folder, settings = workdir / "checkpoints", config.checkpoint
+    folder, settings = workdir / CHECKPOINTS, config.checkpoint
     return Checkpointer(folder, settings.keep_last, settings.keep_every_steps, check=lock.check)
 
 
@@ -100,7 +105,7 @@ def restore_or_begin(
         abstract: The train state as `jax.ShapeDtypeStruct` with shardings.
         stream: The seed, batch size and data fingerprint of this start, to be compared with those
             of the checkpoint.
-        report: The console.
+        report: The console that prints the step from which the run resumes.
         timeout: The time limit in seconds for initializing or restoring the state.
 
     Returns:
