@@ -30,7 +30,6 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
         A float32 tensor of the shape of ``positions``, plus a last axis of length ``count``.
     """
     tf = tensorflow()
-    # Python ints are reduced to 64 bits first, since TensorFlow rejects larger constants.
     golden, first, second = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
     counters = tf.cast(positions, tf.uint64)[..., None] * tf.constant(count, tf.uint64)
     counters += tf.constant(np.arange(1, count + 1), tf.uint64)
@@ -45,7 +44,7 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
 
 
 def mix_key(seed: int) -> int:
-    """Hash a seed to 64 bits, so that consecutive seeds give unrelated random numbers."""
+    """Hash a seed of any size to 64 bits, so that consecutive seeds give unrelated numbers."""
     return int(np.random.SeedSequence(seed % 2**63).generate_state(1, np.uint64)[0])
 
 
@@ -184,7 +183,7 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
     def resized() -> Any:
         given = tf.cast(tf.shape(image)[:2], tf.float64)
         wanted = tf.constant(size, tf.float64)
-        # The side that is short in proportion meets its target; the other follows, rounded down.
+        # The scale takes one side to its target exactly and the other to at least its target.
         target = tf.constant(enlarged(size), tf.float64)
         whole = tf.floor(given * tf.reduce_max(target / given) + 1e-6)
         start = tf.round((whole - wanted) / 2)

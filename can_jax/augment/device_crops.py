@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
-ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fallback is centered
+ATTEMPTS = 10  # as in `can_jax.augment.crops`
 DRAWS = 2 * ATTEMPTS + 2  # random numbers per box
 Box = Float[Array, " 4"]  # top, left, height, width, in whole pixels
 
@@ -34,12 +34,13 @@ def random_crops(
         aspect: The smallest and largest width-to-height ratio of a box.
         size: The (height, width) of the crops in pixels.
     """
-    small = all(side <= 2 * new for side, new in zip(image.shape, size, strict=False))
+    height, width, _ = image.shape
+    small = height <= 2 * size[0] and width <= 2 * size[1]
     assert small, "images more than twice as large as their crops need antialiasing"
     drawn = jax.random.uniform(key, (views, DRAWS))
 
     def view(drawn: Array) -> Array:
-        return crop(image, box_of(drawn, (image.shape[0], image.shape[1]), area, aspect), size)
+        return crop(image, box_of(drawn, (height, width), area, aspect), size)
 
     return jax.vmap(view)(drawn)
 

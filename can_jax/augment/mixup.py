@@ -1,7 +1,6 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on the device, for fine-tuning."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -78,11 +77,8 @@ def mix_group(
         share = 1 - (bottom - top) * (right - left) / (height * width)
         return jnp.where(inside[..., None], images[::-1], images), share
 
-    forms: list[Callable[[], tuple[Array, Array]]] = []
-    forms += [blended] if mixup else []
-    forms += [pasted] if cutmix else []
-    if len(forms) == 1:
-        images, share = forms[0]()
+    if mixup and cutmix:
+        images, share = jax.lax.cond(jax.random.bernoulli(which), blended, pasted)
     else:
-        images, share = jax.lax.cond(jax.random.bernoulli(which), *forms)
+        images, share = blended() if mixup else pasted()
     return images, share * targets + (1 - share) * targets[::-1]

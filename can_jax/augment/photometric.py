@@ -139,14 +139,14 @@ def color_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Im
         ordered = jax.random.permutation(order_key, jnp.stack(blends))
         # The hue comes before a random one of the others, or last: all orders are equally likely.
         hue_index = jax.random.randint(hue_index_key, (), 0, len(blends) + 1) if settings.hue else 0
-        nothing = jnp.array([1.0, 0.0, 0.0])
+        unchanged = jnp.array([1.0, 0.0, 0.0])  # weights with which `blend` changes nothing
     if settings.hue:
         for i in range(len(blends)):
-            image = blend(image, jnp.where(i < hue_index, ordered[i], nothing))
+            image = blend(image, jnp.where(i < hue_index, ordered[i], unchanged))
         shift = jax.random.uniform(hue_key, minval=-settings.hue, maxval=settings.hue)
         image = adjust_hue(image, shift)
     for i in range(len(blends)):
-        image = blend(image, jnp.where(i >= hue_index, ordered[i], nothing))
+        image = blend(image, jnp.where(i >= hue_index, ordered[i], unchanged))
     return image
 
 

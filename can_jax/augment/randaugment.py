@@ -179,11 +179,11 @@ def randaugment(
         drawn = magnitude + deviation * jax.random.normal(strength_key)
         strength = jnp.clip(drawn, 0, 10) / 10
         sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
-        moves = chosen < len(MOVES)
+        is_move = chosen < len(MOVES)
         matrix = move_matrix(jnp.minimum(chosen, len(MOVES) - 1), sign * strength, image.shape[1:])
         other = jnp.maximum(chosen - len(MOVES), 0)
         result = jnp.where(
-            moves,
+            is_move,
             moved(image, matrix, fill),
             change(image, other, strength, 1 + 0.9 * sign * strength),
         )
