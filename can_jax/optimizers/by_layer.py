@@ -101,7 +101,7 @@ def lars(
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
         scale_by_trust_ratio(trust_coefficient),
-        optax.identity(),  # in place of optax's rate, since checkpoints name the trace by index
+        optax.identity(),  # keeps the trace at index 3, as in `optax.lars`; checkpoints store it
         optax.trace(momentum),
     )
 
@@ -138,25 +138,25 @@ def muon(
         first = layer_axes(path_name(path), update.ndim)[0]
         return update * (rms * max(update.shape[first], update.shape[-1]) ** 0.5)
 
-    def size(updates: Tree, _: Tree) -> Tree:
+    def scale_all(updates: Tree, _: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     matrices = optax.contrib.scale_by_muon(
         beta=momentum, eps=eps, mu_dtype=mu_dtype, weight_dimension_numbers=matrix_axes
     )
-    kinds = {
-        "muon": optax.chain(matrices, optax.stateless(size)),
+    transforms = {
+        "muon": optax.chain(matrices, optax.stateless(scale_all)),
         "adam": optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
     }
     return optax.chain(
-        optax.partition(kinds, _kinds), optax.add_decayed_weights(weight_decay, mask=mask)
+        optax.partition(transforms, _labels), optax.add_decayed_weights(weight_decay, mask=mask)
     )
 
 
-def _kinds(parameters: Tree) -> Tree:
+def _labels(parameters: Tree) -> Tree:
     """Label each parameter ``muon`` or ``adam``, for `optax.partition`."""
 
-    def kind(path: tuple[Any, ...], leaf: Array) -> str:
+    def label(path: tuple[Any, ...], leaf: Array) -> str:
         return "muon" if is_matrix(path_name(path), leaf.ndim) else "adam"
 
-    return jax.tree_util.tree_map_with_path(kind, parameters)
+    return jax.tree_util.tree_map_with_path(label, parameters)

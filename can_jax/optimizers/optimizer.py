@@ -39,9 +39,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         update = clipped(update, settings.clip_norm)
     if not settings.freeze:
         return update
-    kinds = {"trained": update, "frozen": optax.set_to_zero()}
+    transforms = {"trained": update, "frozen": optax.set_to_zero()}
     frozen = dict.fromkeys(settings.freeze, "frozen")
-    return optax.partition(kinds, lambda parameters: by_pattern(parameters, frozen, "trained"))
+    return optax.partition(transforms, lambda tree: by_pattern(tree, frozen, "trained"))
 
 
 def clipped(

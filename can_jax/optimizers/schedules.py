@@ -2,6 +2,7 @@
 optax's."""
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,7 @@ def restarts(
     ends = [round(steps * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     parts = [
         optax.cosine_decay_schedule(peak * decay**i, max(end - start, 1))
-        for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+        for i, (start, end) in enumerate(itertools.pairwise([0, *ends]))
     ]
     return optax.join_schedules(parts, ends[:-1])
 
@@ -148,8 +149,10 @@ def learning_rate_schedule(
     form = f"config.schedule.name={name!r} with options={options}"
     try:
         after = function(peak, steps, **options)
-        rates = [] if name == "cosine" else [float(after(0)), float(after(steps))]
-    except Exception as error:  # of a library's or a user's function
+        # The default is known to be finite, and its check would compile programs at each start.
+        unchecked = name == "cosine" and not options
+        rates = [] if unchecked else [float(after(0)), float(after(steps))]
+    except Exception as error:  # A library's or a user's function can raise errors of any kind.
         raise UserError(f"{form}: {one_line(error)}") from error
     if not all(map(math.isfinite, rates)):
         raise UserError(

@@ -114,13 +114,13 @@ def transform(settings: Any) -> optax.GradientTransformation:
     taken = parameters_of(function)
     arguments: dict[str, Any] = {name: settings[key] for key, name in PARAMETERS.items()}
     arguments["mu_dtype"] = jnp.dtype(settings.moment_dtype)
-    # The train step subtracts the update times the rate. optax negates updates, so the rate is -1.
+    # Optax multiplies updates by the negated rate, and so does the train step, so optax gets -1.
     arguments |= {"learning_rate": -1.0, "weight_decay": settings.weight_decay}
     arguments |= dict.fromkeys(MASKS, decay_mask)
     arguments = {name: value for name, value in arguments.items() if name in taken}
     try:
         made = function(**arguments | dict(settings.options))
-    except Exception as error:  # of a library's or a user's function
+    except Exception as error:  # A library's or a user's function can raise errors of any kind.
         raise UserError(
             f"config.optimizer.name={settings.name!r} with options={dict(settings.options)}: "
             f"{one_line(error)}"

@@ -241,6 +241,11 @@ def rates(name, options, steps=100):
     return np.array([float(schedule(step)) for step in range(10 + steps + 1)])
 
 
+def test_cosine_that_is_not_finite_is_refused():
+    with pytest.raises(UserError, match="learning rate that is not finite: nan at its first step"):
+        rates("cosine", (("alpha", float("nan")),))
+
+
 def test_stable_schedule_decays_at_the_end_or_in_a_branch():
     found = rates("stable", (("decay_share", 0.2),))
     np.testing.assert_allclose(found[10:91], 1.0)
