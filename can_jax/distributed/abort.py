@@ -17,7 +17,7 @@ from can_jax.distributed import preemption
 from can_jax.utils.errors import EXIT_UNEXPECTED
 
 WRITE_SECONDS = 5.0  # the limit of each write, since a hung disk or full pipe may be the cause
-DEAD_SECONDS = 600.0  # a process of a job is ended if Python does not run for so long
+DEAD_SECONDS = 600.0  # a process of a job is ended if Python does not run for this time
 _folder: Path | None = None
 _label = ""
 _handlers: list[object] = []  # keeps the handlers alive, to which C holds no reference
@@ -64,7 +64,7 @@ def report(message: str, stacks: bool = True) -> None:
         message: The error message, printed as the last line.
         stacks: Whether to print the stacks; they are written to the folder in any case.
     """
-    dump = _places()
+    dump = _stacks()
     for write in (_to_file, _to_stderr):
         arguments = (message, dump if stacks or write is _to_file else "")
         writing = threading.Thread(target=write, args=arguments, daemon=True)
@@ -89,7 +89,7 @@ def abort_on_sigabrt(message: str) -> None:
 
     def answer(_: int) -> None:
         if (code := preemption.handler.fixed_code) is not None:
-            os._exit(code)  # this process was at its end, and waited for the others to leave, too
+            os._exit(code)  # This process had finished, and was only waiting for the others.
         abort(message)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)
@@ -125,7 +125,7 @@ def _stderr() -> int:
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
         return os.open("/proc/self/fd/2", flags)
-    except OSError:  # It is a socket, for example.
+    except OSError:  # Stderr is a socket, for example.
         return 2
 
 
@@ -140,7 +140,7 @@ def _prove_alive() -> None:
         time.sleep(DEAD_SECONDS / 10)
 
 
-def _places() -> str:
+def _stacks() -> str:
     """Return the stack of every thread as text.
 
     No other Python thread runs while `faulthandler` writes. The stacks are therefore written to

@@ -61,13 +61,13 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
         warn_of_unused_accelerator()
     shape = mesh_shape(config, len(devices))
     slices = len({getattr(device, "slice_index", None) for device in devices})
-    split: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
+    options: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
     if slices > 1:
         across = slice_shape(shape, slices)
         inside = [size // parts for size, parts in zip(shape, across, strict=True)]
-        grid = mesh_utils.create_hybrid_device_mesh(inside, across, **split)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, **options)
     else:
-        grid = mesh_utils.create_device_mesh(shape, **split)
+        grid = mesh_utils.create_device_mesh(shape, **options)
     return Mesh(grid, AXES, (AxisType.Auto,) * len(AXES))
 
 

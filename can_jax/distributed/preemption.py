@@ -50,7 +50,7 @@ class PreemptionHandler:
         self.stopped_alone = False
         self._deferred = False
         self._ending = False
-        self._said = False
+        self._reported = False
         self._send_again = False
         self._ctrl_c_at: float | None = None
         self._usual_hook = sys.unraisablehook
@@ -173,8 +173,8 @@ class PreemptionHandler:
 
     def _say_nothing_to_save(self) -> None:
         """Print once that there was nothing to save."""
-        if not self._said:
-            self._said = True
+        if not self._reported:
+            self._reported = True
             os.write(2, f"{self.cause}: there was nothing new to save; {RESUME}\n".encode())
 
 

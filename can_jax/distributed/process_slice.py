@@ -73,11 +73,11 @@ def slice_of_process(mesh: Mesh, batch_size: int, process: int | None = None) ->
     sharding = batch_sharding(mesh)
     ranges = row_ranges_of_processes(sharding, batch_size)
     mine = ranges[jax.process_index() if process is None else process]
-    different = sorted({tuple(sorted(span)) for span in ranges.values()})
+    distinct = sorted({tuple(sorted(spans)) for spans in ranges.values()})
     return ProcessSlice(
         rows=np.concatenate([np.arange(*span) for span in sorted(mine)]),
-        index=different.index(tuple(sorted(mine))),
-        count=len(different),
+        index=distinct.index(tuple(sorted(mine))),
+        count=len(distinct),
         batch_size=batch_size,
         sharding=sharding,
     )

@@ -141,15 +141,13 @@ def _specs(tree: Any, mesh: Mapping[str, int], *, over_data: bool, stacked: bool
         axes = rule_of(path_name(path), leaf.ndim).spec
         if not stacked and len(axes) > leaf.ndim:
             axes = axes[1:]
-        return P(
-            *(
-                axis
-                and _dividing(
-                    size, ("fsdp", "data") if over_data and axis == "fsdp" else (axis,), mesh
-                )
-                for axis, size in zip(axes, leaf.shape, strict=False)
-            )
-        )
+        # A spec can be shorter than the shape; the remaining axes are not split.
+        return P(*(split(axis, size) for axis, size in zip(axes, leaf.shape, strict=False)))
+
+    def split(axis: str | None, size: int) -> Any:
+        if axis is None:
+            return None
+        return _dividing(size, ("fsdp", "data") if over_data and axis == "fsdp" else (axis,), mesh)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -163,4 +161,6 @@ def _dividing(
     """
     while axes and size % math.prod(mesh[axis] for axis in axes):
         axes = axes[:-1]
-    return axes if len(axes) > 1 else axes[0] if axes else None
+    if len(axes) > 1:
+        return axes
+    return axes[0] if axes else None
