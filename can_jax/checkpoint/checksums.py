@@ -48,10 +48,9 @@ def find_damage(folder: epath.Path) -> str | None:
     except OSError as error:
         if error.errno in DAMAGE:
             return one_line(error)
-        reason = reason_of(error)
         raise UserError(
-            f"checkpoint {folder} cannot be read: {reason}. Nothing was changed; re-run the "
-            "command once its files can be read"
+            f"checkpoint {folder} cannot be read: {reason_of(error)}. Nothing was changed; re-run "
+            "the command once its files can be read"
         ) from error
 
 

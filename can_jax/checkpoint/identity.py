@@ -16,7 +16,7 @@ from can_jax.utils.nested import flatten
 
 IDENTITY = "identity.json"
 SHOWN = 4  # the maximum number of differences that a message names
-# The path and step of the weights are compared only if the checksums differ: a file can be moved.
+# The path and the step of the weights may differ if the checksums are equal: a file can be moved.
 CHECKSUM, ORIGIN = "encoder.sha256", ("encoder.path", "encoder.step")
 
 Identity = dict[str, Any]

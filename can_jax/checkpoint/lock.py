@@ -125,10 +125,9 @@ def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) ->
     try:
         holder = claim.take(wait, wait_ending)
     except OSError as error:
-        reason = reason_of(error)
         return UserError(
-            f"--workdir={workdir} cannot be locked: {reason}; make it writable, or give another "
-            "--workdir"
+            f"--workdir={workdir} cannot be locked: {reason_of(error)}; make it writable, or give "
+            "another --workdir"
         )
     if holder is None:
         return None

@@ -19,7 +19,7 @@ from can_jax.utils.errors import UserError, one_line, reason_of
 from can_jax.utils.quiet import quiet_threads
 
 FAILED_SAVES = 3  # the number of failures in a row at which a run stops
-TEMPORARY = "temporary"  # a file that marks a checkpoint which the next one replaces
+TEMPORARY = "temporary"  # an empty file that marks a checkpoint to be replaced by the next one
 
 
 class Restored(NamedTuple):
@@ -44,7 +44,7 @@ class Checkpointer:
     """The checkpoints of one run, in folders named by step.
 
     Args:
-        directory: The folder of the checkpoints; created if missing.
+        directory: The folder of the checkpoints; created if missing, unless ``read_only``.
         keep_last: The number of latest checkpoints to retain; None for all.
         keep_every_steps: Checkpoints whose step is a multiple of this are also retained; None for
             off.
@@ -206,7 +206,7 @@ class Checkpointer:
         if temporary:
             self._retention.temporary.add(step)
         try:
-            self._demand_room(state)
+            self._check_space(state)
             self._manager.save(step, args=items)
             failure = None
         except Exception as error:  # Orbax re-raises errors of any kind from its threads
@@ -340,7 +340,7 @@ class Checkpointer:
             self._directory / str(step), reason, target,
         )  # fmt: skip
 
-    def _demand_room(self, state: Any) -> None:
+    def _check_space(self, state: Any) -> None:
         """Raise `OSError` if the directory is not writable or the local disk has too little space.
 
         Without this check, Orbax would block for a long time and log many messages. Collective:
@@ -374,9 +374,9 @@ class Checkpointer:
         Raises:
             UserError: Three saves in a row have failed.
         """
-        self._check()  # the remains may be another run's
+        self._check()  # Another run that has taken the lock may own the incomplete files.
         self._failures += 1
-        with contextlib.suppress(OSError):  # the directory may be unreadable, hence the failure
+        with contextlib.suppress(OSError):  # The failed save may mean that nothing can be read.
             self._manager.reload()
             if jax.process_index() == 0:
                 for left in self._directory.glob("*.orbax-checkpoint-tmp"):

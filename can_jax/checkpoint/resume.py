@@ -61,8 +61,8 @@ def with_stored(
         with config.ignore_type():
             config.update_from_flattened_dict(old)
         kept.append(
-            f"{_said(old, name)}, the value at the start of this run, is used instead of "
-            f"{_said(new, name)}; to change it, give --{_said(new, name)}"
+            f"{_assignment(old, name)}, the value at the start of this run, is used instead of "
+            f"{_assignment(new, name)}; to change it, give --{_assignment(new, name)}"
         )
     return config, kept
 
@@ -80,7 +80,9 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
     """
     began = from_json(stored)
     for name, keys in CHANGES.items():
-        for key in keys if name not in allowed else ():
+        if name in allowed:
+            continue
+        for key in keys:
             old, new = value_of(began, key), value_of(config, key)
             if old != new:
                 raise UserError(
@@ -104,7 +106,9 @@ def check_stream(
     Raises:
         UserError: The seed, the batch size or the data differs, and ``allowed`` does not name it.
     """
-    for name in stored.keys() & CHANGES.keys() - set(allowed):
+    for name in CHANGES:
+        if name not in stored or name in allowed:
+            continue
         old, new = stored[name], current[name]
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
@@ -127,7 +131,9 @@ def newer_keys(stored: str) -> list[str]:
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the keys whose stored value is a former default and that now have the current default.
+    """Return the keys with a changed default that have the default in both configurations.
+
+    The stored configuration has the former default, and ``config`` has the current one.
 
     Args:
         began: The configuration in the run directory, parsed.
@@ -143,8 +149,13 @@ def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def is_given(key: str, given: Collection[str]) -> bool:
-    """Return whether ``given`` has a key, an element of its value, or a block that contains the
-    key."""
+    """Return whether the command line sets a key, an element of its value, or its block.
+
+    Args:
+        key: The dotted key, such as ``augment.crop_area``.
+        given: The dotted keys that the command line sets. They may name an element, such as
+            ``augment.crop_area[0]``, or a block that contains the key, such as ``augment``.
+    """
     return within(key, {name.split("[")[0] for name in given})
 
 
@@ -171,7 +182,7 @@ def to_store(config: ConfigDict, stored: str | None) -> str:
     return json.dumps(values, indent=2, sort_keys=True)
 
 
-def _said(values: dict[str, Any], name: str) -> str:
+def _assignment(values: dict[str, Any], name: str) -> str:
     """Format a setting as ``config.KEY=VALUE``; for a duration, use the unit that is set."""
     given = {key: value for key, value in values.items() if value is not None}
     key, value = next(iter(given.items()), (name, None))

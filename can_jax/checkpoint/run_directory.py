@@ -146,7 +146,7 @@ def read_run(folder: epath.Path) -> ConfigDict:
 def newest_state(
     workdir: epath.Path,
     abstract: Any,
-    folder: str = "checkpoints",
+    folder: str = CHECKPOINTS,
     *,
     step: int | None = None,
     partial: bool = False,
