@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from can_jax.config.baselines import METHODS, PAPER_NOISE, changed
+from can_jax.config.durations import value_of
 from can_jax.config.resolve import resolve
 from can_jax.data.pipeline.batch import Batch, batch_shapes
 from can_jax.distributed.hardware import matmul_flops
@@ -23,6 +24,7 @@ from can_jax.distributed.runtime import environment
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import grid_of, level_scale
 from can_jax.models.masking import visible_count
+from can_jax.objectives import OBJECTIVES, active
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
 from can_jax.utils.errors import UserError
@@ -42,8 +44,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "objective.denoising.weight": 0.0,
     },
 }
-# The changes that leave the work of the PyTorch baseline.
+# The changes with which can_jax does the same work as the PyTorch baseline.
 PEER_WORK = ABLATIONS["augmentation"] | PAPER_NOISE
+# The settings for which the PyTorch baseline computes one value only.
+BASELINE_SETTINGS: dict[str, Any] = {
+    "augment.views": 2,
+    "model.backbone_options": (),
+    "model.projector.final_norm": False,
+    "noise.embed_level": True,
+    **{
+        f"objective.contrastive.{name}": key.default
+        for name, key in OBJECTIVES.get("contrastive").keys.items()
+        if name not in ("temperature", "block")
+    },
+}
 
 
 def model_name(config: ConfigDict) -> str:
@@ -134,8 +148,8 @@ def our_step(config: ConfigDict) -> CompiledStep:
     advance()
     turn = timed(advance, lambda: jax.block_until_ready(state.step), config.batch_size)
     ours = CompiledStep(turn, seconds, 0, compiled)
-    statistics_of_memory = jax.local_devices()[0].memory_stats() or {}
-    ours.memory = int(statistics_of_memory.get("peak_bytes_in_use", ours.planned_memory))
+    memory_stats = jax.local_devices()[0].memory_stats() or {}
+    ours.memory = int(memory_stats.get("peak_bytes_in_use", ours.planned_memory))
     return ours
 
 
@@ -153,6 +167,29 @@ def counted_flops(config: ConfigDict) -> float:
     return counted["flops"] / config.batch_size
 
 
+def check_baseline(config: ConfigDict) -> None:
+    """Check that the PyTorch baseline is installed and computes the losses of a configuration.
+
+    Raises:
+        UserError: PyTorch is not installed, or a setting has no counterpart in the baseline.
+    """
+    require_vit(config, "--peer")
+    names = active(config.objective.to_dict()).keys()
+    if names != {"contrastive", "reconstruction", "denoising"}:
+        raise UserError(
+            "--peer requires the objectives contrastive, reconstruction and denoising, which the "
+            f"PyTorch baseline computes, but the recipe has {', '.join(names)}"
+        )
+    for key, value in BASELINE_SETTINGS.items():
+        if value_of(config, key) != value:
+            raise UserError(
+                f"config.{key}={value_of(config, key)}: --peer requires {value}, since the PyTorch "
+                "baseline computes nothing else"
+            )
+    if not importlib.util.find_spec("torch"):
+        raise UserError("--peer requires PyTorch: pip install torch")
+
+
 def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
     """Build the train step of a configuration in PyTorch, on a GPU if JAX uses one, else on the
     CPU.
@@ -160,7 +197,7 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
     The step omits color augmentation, which PyTorch programs usually apply in data loader workers.
 
     Args:
-        config: The resolved configuration, whose backbone is a ViT.
+        config: The resolved configuration, for which `check_baseline` passes.
         compiled: Whether to compile the forward pass and the losses with `torch.compile`.
 
     Returns:
@@ -168,11 +205,9 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
             as ``torch 2.9.0, compiled``.
 
     Raises:
-        UserError: PyTorch is not installed, or the backbone is not a ViT.
+        UserError: PyTorch is not installed, or a setting has no counterpart in the baseline.
     """
-    require_vit(config, "--peer")
-    if not importlib.util.find_spec("torch"):
-        raise UserError("--peer requires PyTorch: pip install torch")
+    check_baseline(config)
     import torch
 
     reference = SimpleNamespace(**runpy.run_path(str(BASELINE), run_name=BASELINE.stem))
@@ -224,10 +259,15 @@ def measure_step(
     Returns:
         The results by name, as JSON values. Throughputs are medians over the rounds. ``ratio`` is
             can_jax's throughput divided by PyTorch's, also a median over the rounds.
+
+    Raises:
+        UserError: ``peer`` is True, but PyTorch is not installed, or a setting has no counterpart
+            in the PyTorch baseline.
     """
     config = resolve(recipe)
     if peer:  # Both sides do the same work.
         config = resolve(changed(recipe, PEER_WORK))
+        check_baseline(config)
     variants = {"can": config}
     if parts:
         variants |= {n: resolve(changed(recipe, METHODS[n])) for n in ("mae", "simclr")}

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from can_jax.benchmark import step
-from can_jax.benchmark.step import BASELINE, counted_flops, measure_step
+from can_jax.benchmark.step import BASELINE, check_baseline, counted_flops, measure_step
 from can_jax.config.baselines import METHODS, changed
 from can_jax.config.resolve import resolve
 from can_jax.distributed.hardware import matmul_flops
 from can_jax.train.flops import train_flops_per_image
+from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.oracle import write_reference
 from tests.helpers.runs import main_in_process
@@ -80,6 +81,21 @@ def test_command_prints_json_and_reads_no_data(recipe, monkeypatch):
     assert found["batch_size"] == 8 and found["images_per_second"] > 0
     assert found["command"].startswith("python -m can_jax.benchmark step --config=")
     assert found["model"].endswith(" px") and "cores" in found["environment"]["processor"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (METHODS["simclr"], "requires the objectives .* but the recipe has contrastive"),
+        ({"objective.koleo.weight": 0.1}, "contrastive, .*koleo"),
+        ({"objective.contrastive.decoupled": True}, "contrastive.decoupled=True: --peer requires"),
+        ({"model.backbone_options": (("registers", 4),)}, "backbone_options=.*requires ()"),
+        ({"augment.views": 4}, "config.augment.views=4: --peer requires 2"),
+    ],
+)
+def test_peer_refuses_what_pytorch_does_not_compute(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_baseline(resolve(changed(small_config(), changes)))
 
 
 @pytest.mark.parametrize(("level_tokens", "normalize"), [("all", True), ("visible", False)])
