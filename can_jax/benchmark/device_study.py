@@ -47,7 +47,7 @@ from can_jax.train.patch_statistics import (
     with_map,
 )
 from can_jax.train.run_length import make_run_length
-from can_jax.train.step import Step, TrainState, make_step
+from can_jax.train.step import QUICKLY, Step, TrainState, make_step
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replacing
@@ -216,8 +216,7 @@ class Training:
 
     def start(self) -> None:
         """Initialize the train state of each seed, and measure patch statistics if required."""
-        quickly = {"xla_backend_optimization_level": 1}
-        self.states = jax.jit(self._fresh, compiler_options=quickly)(self._seeds)
+        self.states = jax.jit(self._fresh, compiler_options=QUICKLY)(self._seeds)
         config = self.cell.config
         whitens, self.linear_bound = embedding_kind(config) == "whitened", None
         if whitens or config.noise.linear_bound:
@@ -324,15 +323,16 @@ class Training:
         config = self.cell.config
         count = batches_to_measure(config, len(self.cell.images.train))
         images = count * config.batch_size
-        order = [places[:count] for places in self._order(0)]
+        positions, examples = self._order(0)
+        batches = list(zip(positions, examples, strict=True))[:count]
 
         def of_seed(seed: Array, position: Array, example: Array) -> Array:
             batch = self._batch(seed, *self._images, position, example)
             return second_moment(self._seeded(seed).config, batch)
 
         measure = jax.jit(jax.vmap(of_seed))
-        seconds = [np.asarray(measure(self._seeds, *places)) for places in zip(*order, strict=True)]
-        return [moments_of(second, images) for second in np.mean(seconds, axis=0)]
+        second_moments = [np.asarray(measure(self._seeds, *batch)) for batch in batches]
+        return [moments_of(second, images) for second in np.mean(second_moments, axis=0)]
 
     def _advance(
         self,
@@ -348,8 +348,8 @@ class Training:
             batch = self._batch(seed, *images, position, example)
             return self._seeded(seed).train(state, batch)
 
-        def step(states: TrainState, places: tuple[Array, Array]) -> Any:
-            return jax.vmap(one)(seeds, states, *places)
+        def step(states: TrainState, batch: tuple[Array, Array]) -> Any:
+            return jax.vmap(one)(seeds, states, *batch)
 
         states, metrics = jax.lax.scan(step, states, (positions, examples))
         return states, {name: values.mean(axis=0) for name, values in metrics.items()}

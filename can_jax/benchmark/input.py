@@ -27,7 +27,7 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-SAMPLE = 512  # The number of images to decode here and by Pillow; crops use the first 32.
+SAMPLE = 512  # The number of images that TensorFlow and Pillow decode; crops use the first 32.
 FOREVER = 10**6  # More steps than any benchmark takes.
 WARM_BATCHES = 2  # The least number of batches before the clock starts.
 
@@ -66,9 +66,9 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     with contextlib.ExitStack() as stack:
         stages = {
             "reads_alone": _reads(config, source, python),
-            "decode_only": _rows(_decoded(encoded, threads)),
-            "crops": _rows(_cropped(config, encoded, threads)),
-            "host_pipeline": _rows(_host(config, source)),
+            "decode_only": _turn(_decoded(encoded, threads), 1),
+            "crops": _turn(_cropped(config, encoded, threads), 1),
+            "host_pipeline": _turn(_host(config, source), config.batch_size),
             "to_device": _to_device(config, source),
             "pil_two_view": _pillow(config, encoded, threads, stack),
         }
@@ -85,26 +85,25 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     }
 
 
-def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[Any, int]:
-    """Return an infinite `tf.data.Dataset` that applies ``work`` to each element, and the number of
-    images per element, which is 1."""
+def _mapped(dataset: Any, work: Callable[..., Any], threads: int) -> Any:
+    """Return an infinite `tf.data.Dataset` that applies ``work`` to each element."""
     tf = tensorflow()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     mapped = dataset.repeat().map(work, num_parallel_calls=threads, deterministic=True)
-    return mapped.with_options(options), 1
+    return mapped.with_options(options)
 
 
-def _decoded(encoded: list[bytes], threads: int) -> tuple[Any, int]:
-    """Return a data set whose elements are decoded images, and the number of images per element."""
+def _decoded(encoded: list[bytes], threads: int) -> Any:
+    """Return a data set whose elements are decoded images."""
     tf = tensorflow()
     images = tf.data.Dataset.from_tensor_slices(encoded)
-    return _one_by_one(images, lambda image: native_pixels(image, 3), threads)
+    return _mapped(images, lambda image: native_pixels(image, 3), threads)
 
 
-def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
-    """Return a data set of random views of decoded images, and the number of images per element."""
+def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> Any:
+    """Return a data set whose elements are the random views of a decoded image."""
     tf = tensorflow()
     views = RandomViews.from_config(config)
     decoded = [native_pixels(image, 3).numpy() for image in encoded[:32]]
@@ -116,7 +115,7 @@ def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[An
         image = tf.numpy_function(take, [index], tf.uint8, stateful=False)
         return views.from_pixels(tf.ensure_shape(image, (None, None, 3)), index)
 
-    return _one_by_one(tf.data.Dataset.range(2**40), cut, threads)
+    return _mapped(tf.data.Dataset.range(2**40), cut, threads)
 
 
 def _decodes(image: bytes, config: ConfigDict) -> bool:
@@ -144,19 +143,14 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
     return lambda seconds: _rate(iter(dataset), len(rows), seconds, python)
 
 
-def _host(config: ConfigDict, source: Source) -> tuple[Any, int]:
-    """Return a data set of the batches that the host sends to the devices, and the batch size."""
-    rows = np.arange(config.batch_size)
-    return host_batches(config, source, (0, FOREVER), rows), config.batch_size
+def _host(config: ConfigDict, source: Source) -> Any:
+    """Return a data set of the batches that the host sends to the devices."""
+    return host_batches(config, source, (0, FOREVER), np.arange(config.batch_size))
 
 
-def _rows(dataset_and_count: tuple[Any, int]) -> Turn:
-    """Return a function that measures the throughput of a data set in images per second.
-
-    Args:
-        dataset_and_count: The data set, and the number of images in each of its elements.
-    """
-    dataset, images = dataset_and_count
+def _turn(dataset: Any, images: int) -> Turn:
+    """Return a function that measures the images per second of a data set, whose elements hold
+    ``images`` images each."""
     return lambda seconds: _rate(iter(dataset), images, seconds)
 
 

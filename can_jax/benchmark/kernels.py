@@ -116,24 +116,24 @@ def measure_kernels(
             relative to the largest absolute value of that array. If the device does not support an
             implementation, its dict holds only the error message, under ``unsupported``.
     """
-    for place, shape in shapes.items():
-        for name, implementations, wide, inputs in operations(shape):
+    for label, shape in shapes.items():
+        for name, implementations, reference, inputs in operations(shape):
             results: dict[str, dict[str, Any]] = {}
             turns: dict[str, Callable[[], float]] = {}
-            exact = _exact(wide, inputs)
+            exact = _exact(reference, inputs)
             for kind, operation in implementations.items():
                 try:
                     turns[kind], error = _prepare(operation, inputs, repeats, exact)
                     results[kind] = {"error": error}
-                except Exception as error_of_library:  # Of many types, such as a missing cuDNN.
-                    results[kind] = {"unsupported": one_line(error_of_library)[:200]}
+                except Exception as reason:  # It can be of many types, such as a missing cuDNN.
+                    results[kind] = {"unsupported": one_line(reason)[:200]}
             times: dict[str, list[float]] = {kind: [] for kind in turns}
             for _ in range(rounds):
                 for kind, turn in turns.items():
                     times[kind].append(turn())
             for kind, seconds in times.items():
                 results[kind]["milliseconds"] = 1000 * statistics.median(seconds)
-            yield f"{name}, {place}", results
+            yield f"{name}, {label}", results
 
 
 def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
@@ -173,10 +173,10 @@ def _prepare(
             error.
     """
     both = jax.jit(_gradient(operation))
-    found = [np.asarray(x, np.float32) for x in jax.tree.leaves(both(*inputs))]
+    computed = [np.asarray(x, np.float32) for x in jax.tree.leaves(both(*inputs))]
     for _ in range(WARM_UPS):
         jax.block_until_ready(both(*inputs))
-    errors = (np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, exact, strict=True))
+    errors = (np.abs(a - b).max() / np.abs(b).max() for a, b in zip(computed, exact, strict=True))
 
     def turn() -> float:
         started = time.perf_counter()

@@ -22,7 +22,8 @@ from can_jax.train.flops import train_flops_per_image
 from can_jax.utils.errors import UserError, one_line
 
 Result = dict[str, Any]
-# PyTorch users augment in the workers of their input pipeline, so the step beside theirs omits it.
+# The variant that does the same work as the PyTorch step. It omits color augmentation, which
+# PyTorch users apply in the workers of their input pipeline.
 SAME_WORK = "the work of PyTorch"
 PEERS = {"PyTorch": False, "PyTorch, compiled": True}
 COMPILERS = 4  # programs compiled at a time
@@ -80,10 +81,10 @@ def measure_variants(
     def build(name: str) -> None:
         try:
             ours = our_step(configs[name])
-        except Exception as error:  # Of many types, such as one of too little memory.
+        except Exception as error:  # It can be of many types, such as a lack of memory.
             results[name].setdefault("error", one_line(error)[:300])
             return
-        if "error" in results[name]:  # It came too late.
+        if "error" in results[name]:  # The time limit has passed meanwhile.
             return
         turns[name] = ours.turn
         results[name] |= {
@@ -94,7 +95,7 @@ def measure_variants(
         }
         try:
             results[name] |= describe(ours)
-        except Exception as error:  # The measurement counts more than its description.
+        except Exception as error:  # Without its description, a step is still measured.
             results[name]["description"] = one_line(error)[:300]
 
     pool = ThreadPoolExecutor(COMPILERS)
@@ -115,7 +116,7 @@ def measure_variants(
             take_turns({name: turns[name]}, results, seconds, left)
         except UserError:
             raise
-        except Exception as error:  # Of many types, such as torch.cuda.OutOfMemoryError.
+        except Exception as error:  # It can be of many types, such as OutOfMemoryError of torch.
             results[name]["error"] = one_line(error)[:300]
         report(rated(whole))
     for _ in range(rounds):
@@ -162,7 +163,7 @@ def rated(whole: Result) -> Result:
         if theirs.get("rates") and ours.get("rates"):
             flops = ours["analytic_flops_per_image"]
             theirs["mfu"] = theirs["images_per_second"] * flops / whole["peak_flops"]
-            # The latest rates are of the same rounds.
+            # Both lists end with the rates of the same rounds.
             pairs = zip(reversed(ours["rates"]), reversed(theirs["rates"]), strict=False)
             ratios = [mine / other for mine, other in pairs]
             whole.setdefault("ratio", {})[name] = statistics.median(ratios)
