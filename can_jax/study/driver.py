@@ -19,7 +19,8 @@ from can_jax.monitoring.figures import figures_by_step
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.objectives import OBJECTIVES
 from can_jax.study.measures import Result
-from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
+from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, same_settings, settings_of
+from can_jax.train.flops import train_flops_per_image
 from can_jax.train.pretrain import pretrain
 from can_jax.train.start import make_directory
 from can_jax.utils.files import replace_text
@@ -57,10 +58,10 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         returned only for seed 0 of an arm whose attribute ``pictured`` is True.
     """
     folder, pictured = workdir / "evaluation", run.arm.pictured and run.config.seed == 0
-    findings, subject = measure(
+    outputs, encoder = measure(
         plan.evaluation, str(workdir), folder, run.arm.untrained, pictures=pictured
     )
-    results = write_results(folder, findings, plan.evaluation, subject)
+    results = write_results(folder, outputs, plan.evaluation, encoder)
     logged = read_metrics(workdir)
     lines = [line for line in logged if "images_per_second" in line]
     rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
@@ -71,14 +72,14 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     if pictured:
         figures = figures_by_step(workdir).values()
         pictures = {path.name: path.read_bytes() for path in figures}
-        pictures["map.svg"] = findings.pictures[MAP].encode()
+        pictures["map.svg"] = outputs.pictures[MAP].encode()
     result = {
         "arm": run.arm.name,
         "group": run.arm.group,
         "seed": run.config.seed,
         "learning_rate": run.config.optimizer.learning_rate,
         "steps": max(line["step"] for line in logged),
-        "flops_per_image": flops(run.config),
+        "flops_per_image": train_flops_per_image(run.config),
         "images_per_second": rate,
         "held_out_top1": max(held_out, default=None),
         "metrics": results["metrics"],
@@ -98,11 +99,20 @@ def _beyond(accuracies: dict[float, float | None]) -> float | None:
 
     None is also returned until all learning rates have an accuracy.
     """
-    measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
-    if len(measured) < max(2, len(accuracies)):
+    best = _best(accuracies)
+    if best is None or len(accuracies) < 2:
         return None
-    best = max(measured, key=lambda rate: measured[rate])
-    return {max(measured): best * 2, min(measured): best / 2}.get(best)
+    if best == max(accuracies):
+        return best * 2
+    return best / 2 if best == min(accuracies) else None
+
+
+def _best(accuracies: dict[float, float | None]) -> float | None:
+    """Return the learning rate with the highest accuracy, or None until all have an accuracy."""
+    measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
+    if len(measured) < len(accuracies):
+        return None
+    return max(measured, key=lambda rate: measured[rate])
 
 
 class Driver:
@@ -121,8 +131,8 @@ class Driver:
     def name_of(self, run: Run) -> str | None:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
-        The file name contains a hash of all settings. A result from an older version of the
-        package, which had fewer settings, has a different hash and is found by its stored settings.
+        The file name contains a hash of all settings. An older version of the package had fewer
+        settings, so its results have other hashes; they are found by the settings they store.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -146,19 +156,22 @@ class Driver:
         a lock on the run that it trains.
         """
         while missing := list(self.missing()):
+            # `any` stops at the first run that was trained, since its result can add other runs.
             if not any(map(self._make, missing)):
-                time.sleep(WAIT_SECONDS)  # Other processes hold all of them.
+                time.sleep(WAIT_SECONDS)  # Other processes are training all of them.
 
     def missing(self) -> Iterator[Run]:
-        """Yield the runs without a result whose learning rate is known.
+        """Yield the runs that can be trained now, without those that have a result.
 
-        A tuned arm first has a run for each learning rate, with seed 0. Once the best learning rate
-        of an arm is known, the arm has a run for each seed at this rate.
+        A tuned arm first tries each learning rate, with seed 0. An arm whose learning rate is
+        selected has a run for each seed. The other arms wait for the rate of an earlier arm.
         """
         for arm in self.plan.arms.values():
-            runs = [self.plan.run(arm, rate, seed=0) for rate in self.tried(arm) if arm.tuned]
+            runs: list[Run] = []
             if first := self.chosen(arm):
                 runs = self._seeds(arm, first)
+            elif arm.tuned:
+                runs = [self.plan.run(arm, rate, seed=0) for rate in self.tried(arm)]
             yield from (run for run in runs if self.name_of(run) is None)
 
     def _make(self, run: Run) -> bool:
@@ -195,15 +208,11 @@ class Driver:
         """Return the run of an arm at its best learning rate with seed 0.
 
         The best rate has the highest accuracy on held-out training examples. Return None until all
-        learning rates have results. The only rate of a study needs no result.
+        learning rates have results. If the study has one learning rate, it needs no result.
         """
-        if len(self.plan.learning_rates) == 1:
-            return self.plan.run(arm, self.plan.learning_rates[0], seed=0)
-        accuracies = self.tried(arm)
-        measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
-        if len(measured) < len(accuracies):
-            return None
-        return self.plan.run(arm, max(measured, key=lambda rate: measured[rate]), seed=0)
+        rates = self.plan.learning_rates
+        best = rates[0] if len(rates) == 1 else _best(self.tried(arm))
+        return None if best is None else self.plan.run(arm, best, seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
         """Return an arm's accuracies on held-out training examples in percent, by learning rate.
@@ -228,7 +237,7 @@ class Driver:
         return [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
 
     def made(self, arm: Arm) -> list[Result]:
-        """Return the stored results of an arm at its best learning rate, in the order of seeds."""
+        """Return the stored results of an arm at its best learning rate, in order of the seeds."""
         if (first := self.chosen(arm)) is None:
             return []
         runs = self._seeds(arm, first)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config.baselines import changed
 from can_jax.config.defaults import RECIPE
-from can_jax.config.durations import TOTAL, WARMUP, unset
+from can_jax.config.durations import PROBE, TOTAL, WARMUP, unset, value_of
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.study.measures import measures_of
@@ -83,8 +83,9 @@ class Plan:
         study: The configuration of a study, such as those in `configs/study`.
 
     Raises:
-        UserError: An arm is invalid, or refers to an arm that does not precede it. Or the
-            evaluation has no metrics to compare, or cannot select one of several learning rates.
+        UserError: An arm is invalid or refers to an arm that does not precede it, the evaluation
+            has no metrics to compare or cannot select one of several learning rates, or the recipe
+            has no kNN probe.
     """
 
     def __init__(self, study: ConfigDict):
@@ -100,6 +101,11 @@ class Plan:
                 f"learning rates; give one learning rate, or use the protocol {TUNING!r}"
             )
         self._recipe = study.recipe
+        if not any(value_of(self._recipe, key) for key in PROBE):
+            raise UserError(
+                "config.recipe.probe: the report of a study shows the kNN accuracy; set "
+                f"{' or '.join(f'config.recipe.{key}' for key in PROBE)}"
+            )
         self.arms: dict[str, Arm] = {}
         for entry in study.arms:
             try:
@@ -139,7 +145,7 @@ class Plan:
         config = resolve(changed(self._recipe, self.changes(arm) | own))
         if arm.equal_flops:
             reference = changed(self._recipe, self.changes(self.arms[self.reference]))
-            ratio = flops(resolve(reference)) / flops(config)
+            ratio = train_flops_per_image(resolve(reference)) / train_flops_per_image(config)
             with config.ignore_type():
                 for key in TOTAL:
                     if (length := config[key]) is not None:
@@ -183,8 +189,3 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
     settings = json.loads(to_json(config))
     del settings["data"]["path"]
     return settings
-
-
-def flops(config: ConfigDict) -> int:
-    """Return the analytic FLOPs per image of a train step."""
-    return train_flops_per_image(config)

@@ -1,5 +1,6 @@
 """The plots of a study's report."""
 
+import itertools
 import statistics
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from can_jax.study.measures import Measure, Result
 from can_jax.utils.files import replacing
 
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9c6b4e", "#9498a0")
+COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9c6b4e", "#9498a0")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "can_jax",  # Equal plots are identical files.
     "axes.spines.top": False,
@@ -36,7 +37,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
         by_images, by_flops = figure.subplots(1, 2, sharey=True)
-        for colour, (name, results) in zip(COLOURS * 2, arms.items(), strict=False):
+        for color, (name, results) in zip(itertools.cycle(COLORS), arms.items(), strict=False):
             points: dict[float, list[float]] = {}
             for result in results:
                 for point in result["curves"]:
@@ -53,13 +54,13 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
                 )  # fmt: skip
                 continue
             batch, flops = results[0]["config"]["batch_size"], results[0]["flops_per_image"]
-            style = {"color": colour, "lw": 1.6, "ls": "--" if "equal" in name else "-"}
+            style = {"color": color, "lw": 1.6, "ls": "--" if "equal" in name else "-"}
             low, high = [min(points[s]) for s in steps], [max(points[s]) for s in steps]
             mean = [statistics.mean(points[s]) for s in steps]
             for axis, unit in ((by_images, batch), (by_flops, batch * flops / 1e12)):
                 across = [s * unit for s in steps]
                 axis.plot(across, mean, label=name, marker="o", ms=3, **style)
-                axis.fill_between(across, low, high, color=colour, alpha=0.15, lw=0)
+                axis.fill_between(across, low, high, color=color, alpha=0.15, lw=0)
         by_images.set(xlabel="images seen", ylabel="kNN accuracy (%)")
         by_flops.set(xlabel="TFLOP")
         by_flops.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
@@ -89,7 +90,7 @@ def bars(
         axis.axvspan(min(base) - mean, max(base) - mean, color="#dee2e6", lw=0)
         axis.barh(
             range(len(arms)), gains, height=0.6,
-            color=[COLOURS[4] if gain > 0 else COLOURS[2] for gain in gains],
+            color=[COLORS[4] if gain > 0 else COLORS[2] for gain in gains],
         )  # fmt: skip
         axis.set_yticks(range(len(arms)), [name for name, _ in arms])
         axis.invert_yaxis()

@@ -26,10 +26,10 @@ def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
             at_step = [of_run[step] for of_run in values]
             extremes[step] = (min(at_step), max(at_step))
         # A few runs can agree at one step by chance, so the spread is averaged over all steps.
-        wide = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in extremes.values()]
-        if not wide:
+        spread = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in extremes.values()]
+        if not spread:
             continue
-        share = max(SLACK * statistics.mean(wide), LEAST)
+        share = max(SLACK * statistics.mean(spread), LEAST)
         by_step = ranges[metric] = {}
         for step, (low, high) in extremes.items():
             margin = max(share * abs(low + high) / 2, high - low)
@@ -50,9 +50,9 @@ def outside(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
                 continue
             (low, high), value = by_step[str(line["step"])], line[metric]
             if value is None or not low <= value <= high:
-                found = "not finite" if value is None else f"{value:.4g}"
+                shown = "not finite" if value is None else f"{value:.4g}"
                 violations.append(
-                    f"{metric} at step {line['step']} is {found}, outside the range "
+                    f"{metric} at step {line['step']} is {shown}, outside the range "
                     f"[{low:.4g}, {high:.4g}]"
                 )
     return violations

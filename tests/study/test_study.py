@@ -6,9 +6,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.evaluate.config import default_evaluation
+from can_jax.study import plots
 from can_jax.study.driver import Driver
-from can_jax.study.plan import Plan, flops, settings_of
+from can_jax.study.plan import Plan, settings_of
 from can_jax.study.report import Report
+from can_jax.train.flops import train_flops_per_image as flops
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
@@ -139,6 +141,21 @@ def test_report_compares_the_metrics_of_the_protocol(tmp_path):
     assert "| CAN | 1 | 0.250 | 0.750 | 0.750 | 0.750 | 0.750 | 12.0 |" in page
     assert "| mask | mask ratio 0.75 | 0.500 | +0.250 | 0.750 |" in page
     assert "Learning rates" not in page
+
+
+def test_study_without_a_probe_is_refused():
+    study = small_study()
+    study.recipe.probe.every_steps = 0
+    with pytest.raises(UserError, match="config.recipe.probe: the report of a study shows"):
+        Plan(study)
+
+
+def test_each_of_many_arms_has_a_curve(tmp_path):
+    points = [{"step": step, "probe/knn": 10.0 + step} for step in range(3)]
+    result = {"curves": points, "config": {"batch_size": 1}, "flops_per_image": 1}
+    arms = {f"arm {i}": [result] for i in range(20)}
+    plots.curves(arms, epath.Path(tmp_path / "curves.svg"))
+    assert "<!-- arm 19 -->" in (tmp_path / "curves.svg").read_text()
 
 
 def test_the_shipped_study_is_whole():
