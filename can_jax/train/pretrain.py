@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -20,7 +21,8 @@ from can_jax.checkpoint.resume import check_changes, is_given, with_stored
 from can_jax.checkpoint.run_directory import stored_config
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.data.pipeline.order import shares
-from can_jax.data.pipeline.streaming_loader import open_stream
+from can_jax.data.pipeline.streaming_loader import START, open_stream
+from can_jax.data.sources.labels import has_labels
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.hardware import attached_devices
 from can_jax.distributed.mesh import batch_shards, make_mesh
@@ -48,6 +50,8 @@ from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.extras import require_input
 from can_jax.utils.files import check_directory
 from can_jax.utils.tensorflow import import_ahead
+
+SAMPLE = 64  # streamed examples whose labels are examined
 
 
 def pretrain(
@@ -289,10 +293,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     blocks = config.objective
     objectives = active(blocks.to_dict()).items()
     needing = [name for name, objective in objectives if objective.needs_labels(blocks[name])]
-    unlabeled = source.labels is not None and not (source.labels >= 0).any()
-    if source.parts:
-        unlabeled = not source.label_names
-    if needing and unlabeled:
+    if needing and not _is_labeled(config, source):
         setting, remedy = needing[0], "its weight to 0"
         if setting == "contrastive":
             setting, remedy = "contrastive.supervised=True", "it to False"
@@ -300,6 +301,16 @@ def check_labels(config: ConfigDict, source: Any) -> None:
             f"config.objective.{setting} needs labels, but the data has none: give labeled data, "
             f"or set {remedy}"
         )
+
+
+def _is_labeled(config: ConfigDict, source: Any) -> bool:
+    """Return whether the data has labels, according to a sample if only its records have them."""
+    if source.parts:
+        return bool(source.label_names)
+    if not config.data.streaming:
+        return has_labels(source)
+    with contextlib.closing(source.stream(config.seed, SAMPLE, 0, 1, START)) as stream:
+        return any(example.label >= 0 for example in itertools.islice(stream, SAMPLE))
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:

@@ -1,5 +1,6 @@
 """The main command, as a person runs it."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -13,13 +14,18 @@ import numpy as np
 import pytest
 
 from can_jax.config import default_config
+from can_jax.data.pipeline.streaming_loader import open_stream
+from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.export.model import open_model
 from can_jax.monitoring.glossary import METRICS
 from can_jax.train import loop
+from can_jax.train.pretrain import check_labels
+from can_jax.utils.errors import UserError
 from tests.data import samples
+from tests.helpers.configs import small_config
 from tests.helpers.runs import (
     ROOT,
     assert_same_run,
@@ -221,6 +227,21 @@ def test_mistake_ends_in_one_line_before_anything_is_written(recipe, tmp_path, o
     assert not any("Traceback" in line for line in lines)
     assert "compiled" not in done.stdout
     assert not any(path.is_file() for path in tmp_path.glob("run/**/*"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("labels", [None, [0, 1]])
+def test_labels_that_only_records_have_are_examined(tmp_path, streaming, labels):
+    image = samples.encode(np.full((16, 16, 3), 7, np.uint8))
+    samples.write_tfrecord(tmp_path / "train.tfrecord", [image] * 2, labels)
+    config = small_config(
+        data__source="tfrecord", data__path=str(tmp_path), data__streaming=streaming,
+        data__examples=2 if streaming else None, objective__contrastive__supervised=True,
+    )  # fmt: skip
+    source = (open_stream if streaming else open_source)(config.data, "train")
+    refused = pytest.raises(UserError, match="supervised=True needs labels")
+    with contextlib.nullcontext() if labels else refused:
+        check_labels(config, source)
 
 
 def test_run_without_labels_probes_its_features(recipe, tmp_path):
