@@ -98,7 +98,7 @@ class Plan:
         return self.compute_seconds + self.communication_seconds
 
 
-ASSUMED_MFU = 0.4  # of devices whose compiler estimates no times
+ASSUMED_MFU = 0.4  # for devices whose compiler is not installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def make_plan(
     moved: list[Collective] = []
     estimated: Estimate | None = None
     clock = clock_of(topology.chip) if topology.exact else None
-    fits = compiles = True
+    out_of_memory = False
     try:
         with phase(f"compiling the step for {topology.name}"):
             compiled: Any = compile_train_step(step, state, batch, mesh)
@@ -178,14 +178,14 @@ def make_plan(
         if clock is not None:
             estimated = estimate_step(program, mesh, topology, clock)
     except jax.errors.JaxRuntimeError as error:
-        fits = compiles = False
+        out_of_memory = True
         total = needed_bytes(error)
         temporaries = max(0, total - bytes_on_device((state, batch)))
         compile_time = time.perf_counter() - started
     limit = topology.chip.memory
     assert limit is not None
     return Plan(
-        fits=fits and total <= limit,
+        fits=not out_of_memory and total <= limit,
         mesh=dict(mesh.shape),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.parameters)),
         memory=Memory(
@@ -205,7 +205,7 @@ def make_plan(
         communication_seconds=communication_seconds(moved, topology),
         estimate=estimated,
         calibration=calibration_of(topology.chip) if estimated else None,
-        compiled=compiles,
+        compiled=not out_of_memory,
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import math
 import os
 from typing import Any
 
@@ -168,8 +167,8 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
             target_config=target_config(GPUS[name]),
             topology=f"1x{hosts}x{per_host}",
         )
-    except Exception as error:  # Of several types, as of a plugin that does not fit JAX.
+    except Exception as error:  # The type differs, for example for a plugin that does not fit JAX.
         return None, f"the GPU compiler cannot be started: {one_line(error)[:200]}"
     devices = list(description.devices)
-    assert len(devices) == math.prod((hosts, per_host))
+    assert len(devices) == hosts * per_host
     return devices, ""

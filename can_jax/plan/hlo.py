@@ -114,12 +114,12 @@ def collective_of(
     return Collective(kind, _axes(group, mesh), len(group), arrays, size, times=1)
 
 
-def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
+def _results(result_type: str, kind: str, *, started: bool) -> tuple[str, ...]:
     """Return the dtypes and shapes of the results in the text of a result type.
 
     The result of an asynchronous start operation also contains its operands, which are omitted.
     """
-    types = _ARRAY.findall(_LAYOUT.sub("", kind_of))
+    types = _ARRAY.findall(_LAYOUT.sub("", result_type))
     arrays = tuple(f"{name}[{shape}]" for name, shape in types)
     if started and kind == "collective-permute":
         return arrays[1:2]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from can_jax.plan.program import Frame
 
-# The first frame of a stack, outermost first, that a rule matches decides. A rule is the end of a
-# file's folder or path, the beginning of a function's name, and the part.
+# Rules that assign a frame of a Python stack to a part of the step: a piece of the file's path, the
+# beginning of the function's name, and the part. The outermost frame that matches a rule decides.
 RULES = (
     ("can_jax/augment/", "", "augmentation"),
     ("can_jax/train/losses.py", "prepare", "augmentation"),
@@ -67,7 +67,7 @@ def part_of(stack: Sequence[Frame], operation: str) -> str | None:
                     return part
                 backward = "transpose(" in operation or "rematted_computation" in operation
                 return f"{part}_{'backward' if backward else 'forward'}"
-    in_step = [frame.function for frame in stack if frame.function.startswith("Step.train")]
+    in_step = any(frame.function.startswith("Step.train") for frame in stack)
     shared = any(frame.function.startswith(_SHARED) for frame in stack)
     return "optimizer" if in_step and not shared else None
 

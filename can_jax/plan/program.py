@@ -190,7 +190,7 @@ class Program:
         return (Frame(file, "", int(line or 0)),) if file else ()
 
     @functools.cached_property
-    def _own_parent(self) -> int:
+    def _parent_offset(self) -> int:
         """The number to subtract from ``parent_frame_id`` to get the parent's ID: 1 or 0.
 
         Some versions of XLA store the ID plus 1, so that a frame can seem to be its own parent.
@@ -214,7 +214,7 @@ class Program:
     def _parent(self, number: int) -> int:
         """Return the ID of the parent of a stack frame, or 0 without a parent."""
         text = self._tables["StackFrames"][number]
-        return _number(text, "parent_frame_id") - self._own_parent
+        return _number(text, "parent_frame_id") - self._parent_offset
 
     def _frame(self, number: int) -> Frame:
         frame = self._tables["StackFrames"][number]

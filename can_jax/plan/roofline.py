@@ -22,13 +22,11 @@ FREE_TARGETS = frozenset(
         "annotate_device_placement",
     )
 )  # fmt: skip
-_STATED = (
-    # A number that a custom call's author gives.
-    r'"?cost_estimate"?:\s*\{{[^}}]*"?{}"?:\s*"?(\d+)'
-)
+# A number, such as the FLOPs, that the author of a custom call states in its cost estimate.
+_STATED = r'"?cost_estimate"?:\s*\{{[^}}]*"?{}"?:\s*"?(\d+)'
 SLICES = ("slice", "dynamic-slice", "gather")
 PRODUCTS = ("dot", "convolution", "ragged-dot")
-# Instructions that only move elements, or make constant ones; a fusion of these is a copy.
+# Instructions that only move elements or create constants; a fusion of these is a copy.
 MOVES = FREE | {
     "copy", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate",
     "pad", "reverse", "broadcast", "iota", "bitcast-convert",
@@ -56,11 +54,12 @@ def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computa
     """
     for name in instruction.called:
         computation = program.computations.get(name)
-        for inner in computation.instructions if computation else ():
-            if computation is not None:
-                yield computation, inner
-                if inner.opcode == "fusion":
-                    yield from inside(program, inner)
+        if computation is None:
+            continue
+        for inner in computation.instructions:
+            yield computation, inner
+            if inner.opcode == "fusion":
+                yield from inside(program, inner)
 
 
 def origin_of(program: Program, instruction: Instruction) -> Instruction:
@@ -71,8 +70,8 @@ def origin_of(program: Program, instruction: Instruction) -> Instruction:
     """
     if instruction.opcode != "fusion" or instruction.attribute('op_name="([^"]*)"'):
         return instruction
-    telling = [i for _, i in inside(program, instruction) if i.attribute('op_name="([^"]*)"')]
-    return telling[-1] if telling else instruction
+    named = [i for _, i in inside(program, instruction) if i.attribute('op_name="([^"]*)"')]
+    return named[-1] if named else instruction
 
 
 def kind_of(program: Program, instruction: Instruction) -> str:

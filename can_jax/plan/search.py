@@ -13,8 +13,9 @@ from can_jax.plan.estimate import PRETRAINING, Plan, Work, compute_seconds, make
 from can_jax.plan.topology import Topology
 from can_jax.utils.errors import UserError
 
-# Temporaries under each policy as a fraction of those without remat, and the fraction that
-# microbatches do not divide. These are rough values that only order the compilations.
+# The bytes of temporaries under each remat policy, as a fraction of those without remat; and the
+# fraction of them that more microbatches do not reduce. Both are rough, and only decide in which
+# order the settings are compiled.
 SHARE = {"none": 1.0, "dots": 0.75, "dots_no_batch": 0.35, "full": 0.2}
 UNDIVIDED = 0.1
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -129,7 +130,7 @@ class Search:
         self._seconds: dict[tuple[str, int], float] = {}
         self._open = [c for c in choices(config, devices) if c != self.attempts[0].choice]
 
-    def run(self, tries: int, say: Callable[[Attempt], None], *, first_fit: bool) -> None:
+    def run(self, tries: int, report: Callable[[Attempt], None], *, first_fit: bool) -> None:
         """Compile choices one after another.
 
         The search ends after ``tries`` choices. If no choice is predicted to fit, the search
@@ -137,7 +138,7 @@ class Search:
 
         Args:
             tries: The maximum number of choices to compile.
-            say: A function that is called with each attempt, for example to print it.
+            report: A function that is called with each attempt, for example to print it.
             first_fit: Whether to stop at the first choice that fits.
         """
         for _ in range(min(tries, len(self._open))):
@@ -152,7 +153,7 @@ class Search:
             changed = choice.apply(self._config)
             plan = make_plan(changed, self._topology, self._mfu, None, self._work)
             self.attempts.append(Attempt(choice, plan))
-            say(self.attempts[-1])
+            report(self.attempts[-1])
             if (first_fit and plan.fits) or not (fitting or plan.fits):
                 return
 
