@@ -41,15 +41,16 @@ class Aim(Tracker):
             return
         import aim
 
-        self._client, known = aim, stored_id(self._workdir, NAME)
+        self._client, run_hash = aim, stored_id(self._workdir, NAME)
         options: dict[str, Any] = {"repo": os.environ.get("AIM_REPO"), "experiment": "can_jax"}
-        # What Aim would log by itself: the terminal, processor and memory, and all of the
+        # By default, Aim also logs the terminal, the use of processor and memory, and all
         # environment variables.
         options |= {"capture_terminal_logs": False, "log_system_params": False}
         options |= {"system_tracking_interval": None}
-        if known is not None:  # a killed start leaves its lock behind
+        if run_hash is not None:
             with contextlib.suppress(aim.sdk.errors.MissingRunError):
-                self._run = aim.Run(run_hash=known, force_resume=True, **options)
+                # Forced, since a start that was killed leaves Aim's lock of the run behind.
+                self._run = aim.Run(run_hash=run_hash, force_resume=True, **options)
         if self._run is None:
             self._run = aim.Run(**options)
             store_id(self._workdir, NAME, self._run.hash)

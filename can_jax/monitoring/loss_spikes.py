@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from can_jax.monitoring.timing import STEPS_IN_FLIGHT
 
-DECAY = 0.99  # of the running mean and variance, over about a hundred steps
-LEARN = 100  # steps of statistics before spikes are detected
+DECAY = 0.99  # of the running mean and variance, which thus average about a hundred losses
+LEARN = 100  # the number of losses in the running statistics before spikes are detected
 
 Verdict = Literal["broken", "spike"]
 
@@ -37,9 +37,9 @@ class LossSpikeDetector:
         }
         self._pending: deque[tuple[Any, Any]] = deque(map(tuple, restored["pending"]))
         # Older checkpoints may hold None for the number of skipped updates.
-        self._skipped, self._row = restored["skipped"] or 0.0, restored["row"]
-        self._mean, self._variance, self._seen = restored["course"]
-        self._up = restored["up"]
+        self._skipped, self._skipped_in_a_row = restored["skipped"] or 0.0, restored["row"]
+        self._mean, self._variance, self._losses = restored["course"]
+        self._high_in_a_row = restored["up"]
 
     @property
     def state(self) -> dict[str, Any]:
@@ -48,9 +48,9 @@ class LossSpikeDetector:
         return {
             "pending": [[float(loss), float(skipped)] for loss, skipped in self._pending],
             "skipped": self._skipped,
-            "row": self._row,
-            "course": [self._mean, self._variance, self._seen],
-            "up": self._up,
+            "row": self._skipped_in_a_row,
+            "course": [self._mean, self._variance, self._losses],
+            "up": self._high_in_a_row,
         }
 
     def __call__(self, loss: Any, skipped: Any) -> Verdict | None:
@@ -70,20 +70,20 @@ class LossSpikeDetector:
         if len(self._pending) <= STEPS_IN_FLIGHT:
             return None
         loss, skipped = map(float, self._pending.popleft())
-        if self._limit and self._in_a_row(skipped) >= self._limit:
+        if self._limit and self._count_skipped(skipped) >= self._limit:
             return "broken"
-        wanted = self._spike.steps
-        if wanted and math.isfinite(loss) and self._above_course(loss) == wanted:
+        steps = self._spike.steps
+        if steps and math.isfinite(loss) and self._count_high(loss) == steps:
             return "spike"
         return None
 
-    def _in_a_row(self, skipped: float) -> int:
+    def _count_skipped(self, skipped: float) -> int:
         """Return the number of consecutive skipped updates, given the total number skipped."""
-        self._row = self._row + 1 if skipped > self._skipped else 0
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped > self._skipped else 0
         self._skipped = skipped
-        return self._row
+        return self._skipped_in_a_row
 
-    def _above_course(self, loss: float) -> int:
+    def _count_high(self, loss: float) -> int:
         """Return the number of consecutive losses that are far above the running mean.
 
         A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
@@ -92,10 +92,11 @@ class LossSpikeDetector:
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)
-        self._up = self._up + 1 if self._seen >= LEARN and limit and away > limit else 0
-        if not 0 < self._up < self._spike.steps:
-            keep = min(DECAY, self._seen / (self._seen + 1))  # the plain mean of the first steps
+        is_high = self._losses >= LEARN and limit and away > limit
+        self._high_in_a_row = self._high_in_a_row + 1 if is_high else 0
+        if not 0 < self._high_in_a_row < self._spike.steps:
+            keep = min(DECAY, self._losses / (self._losses + 1))  # first a plain mean
             self._mean += (1 - keep) * away
             self._variance = keep * (self._variance + (1 - keep) * away**2)
-            self._seen += 1
-        return self._up
+            self._losses += 1
+        return self._high_in_a_row

@@ -24,7 +24,7 @@ from can_jax.monitoring.wandb import WandB
 from can_jax.utils.errors import Preempted, one_line
 from can_jax.utils.progress import phase
 
-FINISH_SECONDS = 60.0  # that trackers in the background may take at the end
+FINISH_SECONDS = 60.0  # the time at the end of a run to wait for the background threads
 
 TRACKERS.register("jsonl", JsonLines)
 TRACKERS.register("tensorboard", TensorBoard)

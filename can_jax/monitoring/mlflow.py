@@ -24,8 +24,8 @@ from can_jax.utils.environment import restored_environment
 from can_jax.utils.nested import flatten
 
 TAG = "can_jax.run"  # holds the identifier by which a resume finds the run
-MOST_PARAMETERS = 100  # of a request
-LONGEST = 5000  # characters of a parameter's or tag's value; MLflow's limit is 6000 or 8000
+MOST_PARAMETERS = 100  # the maximum number of parameters in a request
+LONGEST = 5000  # characters to which values are cut; MLflow's limit is 6000 or 8000
 NO_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -73,8 +73,8 @@ class MLflow(Tracker):
         client, identifier = MlflowClient(), run_id(self._workdir)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "can_jax")
         experiment = client.get_experiment_by_name(name)
-        place = experiment.experiment_id if experiment else client.create_experiment(name)
-        runs = client.search_runs([place], f"tags.`{TAG}` = '{identifier}'", max_results=1)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        runs = client.search_runs([experiment_id], f"tags.`{TAG}` = '{identifier}'", max_results=1)
         if runs:
             data, self._run = runs[0].data, runs[0].info.run_id
             client.update_run(self._run, status="RUNNING")
@@ -88,7 +88,7 @@ class MLflow(Tracker):
                     self._figures.add((match[1], int(match[2])))
         else:
             tags = {TAG: identifier}
-            created = client.create_run(place, tags=tags, run_name=self._workdir.name)
+            created = client.create_run(experiment_id, tags=tags, run_name=self._workdir.name)
             self._run = created.info.run_id
         self._client = client
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 
 _IMPORTED = time.perf_counter()
-_command_began: float | None = None  # the start of the process, until a run of a command takes it
+# The start of the process, if the next run begins with it; see `count_from_process_start`.
+_command_began: float | None = None
 INPUT_BOUND = 0.1  # the fraction of time waiting for images above which a message is printed
 STEPS_IN_FLIGHT = 2  # keeps the devices busy, yet bounds the batches that they hold
 
@@ -162,7 +163,7 @@ class InputWatch:
     """A monitor that reports once if the input pipeline limits the speed of training."""
 
     def __init__(self) -> None:
-        self._windows, self._said = 0, False
+        self._windows, self._reported = 0, False
 
     def __call__(self, share: float, images_per_second: float) -> str | None:
         """Return a message the first time that a window is input-bound, otherwise None.
@@ -174,9 +175,9 @@ class InputWatch:
             images_per_second: The throughput in the window.
         """
         self._windows += 1
-        if self._said or self._windows == 1 or share < INPUT_BOUND:
+        if self._reported or self._windows == 1 or share < INPUT_BOUND:
             return None
-        self._said = True
+        self._reported = True
         possible = images_per_second / max(1 - share, 0.01)
         return (
             f"input-bound: training waits for images {100 * share:.0f}% of the time. It gets "

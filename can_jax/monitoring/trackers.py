@@ -110,9 +110,10 @@ def check_trackers(names: Collection[str]) -> None:
             TRACKERS.get(name)
         except UserError as error:
             raise UserError(f"config.trackers: {error}") from None
-        # A folder with the client's name, as clients create them, is found as a package, too.
         if name not in EXTRAS:
             continue
+        # Clients write to folders of their names. Python finds such a folder as a package, too, but
+        # without an origin.
         client = importlib.util.find_spec(name)
         if client is None or client.origin is None:
             raise UserError(
@@ -123,24 +124,28 @@ def check_trackers(names: Collection[str]) -> None:
 
 def stored_id(workdir: epath.Path, name: str) -> str | None:
     """Return the identifier that a run directory stores for a tracker, or None."""
-    with contextlib.suppress(OSError, ValueError):
-        values = json.loads((workdir / IDS).read_text())
-        if isinstance(values, dict) and isinstance(values.get(name), str):
-            return values[name]
-    return None
+    identifier = _stored_ids(workdir).get(name)
+    return identifier if isinstance(identifier, str) else None
 
 
 def store_id(workdir: epath.Path, name: str, identifier: str) -> None:
     """Store an identifier of a tracker's run, by which a resume finds that run again."""
-    values: dict[str, str] = {}
+    values = _stored_ids(workdir) | {name: identifier}
+    replace_text(workdir / IDS, json.dumps(values, indent=2) + "\n")
+
+
+def _stored_ids(workdir: epath.Path) -> dict[str, Any]:
+    """Return the content of ``trackers.json``; empty if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((workdir / IDS).read_text())
-    replace_text(workdir / IDS, json.dumps(values | {name: identifier}, indent=2) + "\n")
+        if isinstance(values, dict):
+            return values
+    return {}
 
 
 def run_id(workdir: epath.Path) -> str:
     """Return the random identifier of a run, which the first call stores in the run directory."""
-    if (known := stored_id(workdir, "run")) is None:
-        known = uuid.uuid4().hex[:24]
-        store_id(workdir, "run", known)
-    return known
+    if (identifier := stored_id(workdir, "run")) is None:
+        identifier = uuid.uuid4().hex[:24]
+        store_id(workdir, "run", identifier)
+    return identifier

@@ -40,9 +40,9 @@ class WandB(Tracker):
         self._client: Any = None
         self._run: Any = None
         self._row: dict[str, Any] = {}
-        self._tables: dict[str, Any] = {}  # which the next row takes along
-        self._step = self._next = 0  # the step of the row, and the first one that is not sent
-        self._code = 0
+        self._tables: dict[str, Any] = {}  # sent with the next row
+        self._step = self._next = 0  # the step of the row, and the first step that is not sent yet
+        self._exit_code = 0
 
     def start(self, step: int) -> None:
         """Create or resume the W&B run. A second call, as after a rollback, does nothing."""
@@ -101,13 +101,13 @@ class WandB(Tracker):
         preempted."""
         if outcome == "stopped":
             self._run.mark_preempting()
-        self._code = int(outcome != "finished")
+        self._exit_code = int(outcome != "finished")
 
     def finish(self) -> None:
         """Send the last row and finish the W&B run. Blocks until the client has sent all data."""
         if self._run:
             self._send()
-            self._run.finish(self._code)
+            self._run.finish(self._exit_code)
 
     def _at(self, step: int, values: dict[str, Any]) -> None:
         """Add values to the row of a step. If the open row belongs to another step, send the open

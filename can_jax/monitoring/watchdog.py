@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from can_jax.distributed.abort import abort, dump_stacks_after, may_end_process, report
 from can_jax.utils.progress import phase
 
-# The limit of operations that grow with the data or the model, times `config.stuck_after_seconds`.
+# The factor of `config.stuck_after_seconds` for operations that grow with the data or the model.
 LONG = 4
 MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stacks
 
@@ -35,7 +35,7 @@ class Watchdog:
         self._done = threading.Event()
         self._ends_process = may_end_process()
         if seconds:
-            # Not by the thread, which may not get the interpreter before it is held.
+            # Started here, since a C extension may hold the GIL before the thread first runs.
             self._reset_timer()
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -56,7 +56,7 @@ class Watchdog:
             now = time.monotonic()
             self._at += max(now - woke - 2 * period, 0.0)
             woke = now
-            if time.monotonic() - self._at > self._seconds:
+            if now - self._at > self._seconds:
                 message = (
                     f"no progress for {self._seconds:.0f} s "
                     f"{self._during or f'after step {self._step}'} (config.stuck_after_seconds); a "
