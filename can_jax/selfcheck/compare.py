@@ -103,7 +103,7 @@ def compute(step: Step, parameters: Any, statistics: Any, inputs: Inputs) -> dic
     return {name: np.asarray(value) for name, value in quantities.items()}
 
 
-def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
+def reference_values(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
     """Return the reference outputs, losses and gradients of a file, with rows in the given
     order."""
     quantities = {}
@@ -115,7 +115,7 @@ def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
     return quantities
 
 
-def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the relative error of each quantity.
 
     A relative error is the largest absolute difference, divided by the largest absolute reference
@@ -125,26 +125,26 @@ def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> di
 
     Args:
         computed: The quantities that this installation computed, by name.
-        wanted: The reference quantities in the file, by name.
+        expected: The reference quantities in the file, by name.
 
     Raises:
         UserError: A quantity of the file is unknown, or its shape differs from the computed one.
     """
-    missing = sorted(set(wanted) - set(computed))
+    missing = sorted(set(expected) - set(computed))
     if missing:
         raise UserError(f"{missing[0]} in the file is not a quantity that this version computes")
-    for name, reference in wanted.items():
+    for name, reference in expected.items():
         if computed[name].shape != reference.shape:
             raise UserError(
                 f"{name} has shape {reference.shape} in the file, but this version computes "
                 f"{computed[name].shape}"
             )
     largest_gradient = max(
-        (np.abs(array).max() for name, array in wanted.items() if name.startswith("grad/")),
+        (np.abs(array).max() for name, array in expected.items() if name.startswith("grad/")),
         default=0.0,
     )
     worst: dict[str, float] = {}
-    for name, reference in wanted.items():
+    for name, reference in expected.items():
         scale = np.abs(reference).max()
         if name.startswith("grad/"):
             scale = max(scale, 1e-6 * largest_gradient)  # Some gradients are zero by symmetry.
@@ -181,12 +181,12 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
     return worst
 
 
-def refuse_strange(weights: File, names: list[str]) -> None:
+def refuse_unknown(weights: File, names: list[str]) -> None:
     """Raise `UserError` if the file has a parameter that the network does not have."""
     positions = ("pos_embed", "decoder_pos_embed")
-    if strange := sorted(weights.keys() - {*names, *positions}):
+    if unknown := sorted(weights.keys() - {*names, *positions}):
         raise UserError(
-            f"param/{strange[0]} has no counterpart in the network that the file describes"
+            f"param/{unknown[0]} has no counterpart in the network that the file describes"
         )
 
 
@@ -202,8 +202,8 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     Returns:
         A dict with ``max_relative_error`` and ``tolerance`` by quantity, ``passed``, and
         ``weights``. ``passed`` is True if no error exceeds its tolerance. In ``weights``, ``taken``
-        is the number of arrays from ``weights_path``, and ``of`` is the number of all weight
-        arrays. ``left_over`` names the unused arrays in ``weights_path``.
+        is the number of parameters from ``weights_path``, and ``of`` is the number of all
+        parameters. ``left_over`` names the unused arrays in ``weights_path``.
 
     Raises:
         UserError: A file cannot be read, or does not match the network.
@@ -217,11 +217,9 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         given, *_, notes = read_contents(epath.Path(weights_path))
         for note in notes:
             logging.warning("%s: %s", weights_path, note)
-    file |= {
-        f"param/{name}": array
-        for name, array in given.items()
-        if f"param/{name}" in file and name != "pos_embed"  # The grids may differ.
-    }
+    # The fixed positions of the encoder are not taken, since another image size has another grid.
+    taken = {name for name in given if f"param/{name}" in file and name != "pos_embed"}
+    file |= {f"param/{name}": given[name] for name in taken}
     config = config_of(path, meta, file, "float64" if x64 else "float32")
     step = make_step(config)
     like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
@@ -240,14 +238,14 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
             refuse_unused(given, names)
         if "pos_embed" in given:
             grid_of_positions(given["pos_embed"], config.model.width)
-        refuse_strange(weights, names)
+        refuse_unknown(weights, names)
         dtype = config.model.dtype
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))
         # The file's rows are ordered by view, those of can_jax by image.
         order = np.arange(len(file["in/sigma"])).reshape(meta["views"], -1).T.reshape(-1)
         statistics = statistics_of(config, file)
         quantities = compute(step, parameters, statistics, inputs_of(config, file, order))
-        worst = position_errors(config, file) | errors(quantities, expected(file, order))
+        worst = position_errors(config, file) | errors(quantities, reference_values(file, order))
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
     limits = {quantity: tolerance(quantity, x64) for quantity in worst}
@@ -256,6 +254,9 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         "max_relative_error": worst,
         "tolerance": limits,
         "passed": passed,
-        "weights": {"taken": len(given.keys() & weights.keys()), "of": len(weights)}
-        | {"left_over": sorted(given.keys() - weights.keys())},
+        "weights": {
+            "taken": len(taken.intersection(names)),
+            "of": len(names),
+            "left_over": sorted(given.keys() - taken),
+        },
     }

@@ -118,10 +118,10 @@ def limits() -> list[Finding]:
 def file_systems() -> list[Finding]:
     """Return a `Finding` for each file system that a run uses, with its type and free space."""
     found = []
-    places = {"current folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
+    folders = {"current folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
     if cache := user_cache():
-        places["cache of programs"] = next(p for p in (cache, *cache.parents) if p.exists())
-    for name, path in places.items():
+        folders["cache of programs"] = next(p for p in (cache, *cache.parents) if p.exists())
+    for name, path in folders.items():
         kind, usage = file_system(path), shutil.disk_usage(path)
         mend = ""
         if not os.access(path, os.W_OK):

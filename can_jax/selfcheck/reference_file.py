@@ -37,16 +37,18 @@ META = {
     "noise_output": "model.decoder.noise_output",
     "patch_embed": "model.patch_embed",
 }
+# The values of keys that older files lack.
 BEFORE = {
     "level_tokens": "visible",
     "normalize_targets": True,
     "noise_target": "scaled",
     "noise_output": False,
     "patch_embed": "linear",
-}  # The values of keys that older files lack.
-WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
+}
+WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The losses, in the order of `weights`.
 WEIGHTS = Several(WEIGHT, length=len(WEIGHTED))
-ALSO: dict[str, Kind] = {"image_size": SIZE, "keep": Whole(1)}  # Superseded by the arrays.
+# Optional keys that are checked but not used, since the arrays determine their values.
+ALSO: dict[str, Kind] = {"image_size": SIZE, "keep": Whole(1)}
 OUTPUTS = ("out/", "loss/", "grad/")
 
 
@@ -82,10 +84,10 @@ def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise UserError(f"{where} is {shown(meta)}: give a JSON object of settings")
     kinds = {name: key.kind for name, key in flat_keys(RECIPE)}
-    wanted: dict[str, Kind] = {name: kinds[key] for name, key in META.items()}
-    wanted |= {"weights": WEIGHTS} | {name: ALSO[name] for name in ALSO if name in meta}
+    checked: dict[str, Kind] = {name: kinds[key] for name, key in META.items()}
+    checked |= {"weights": WEIGHTS} | {name: ALSO[name] for name in ALSO if name in meta}
     meta = BEFORE | meta
-    for name, kind in wanted.items():
+    for name, kind in checked.items():
         if name not in meta:
             raise UserError(f"{where} has no key {name!r}: give {kind.describe()}")
         if not kind.accepts(meta[name]):
@@ -143,8 +145,8 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
         )
 
 
-def _misshapen(path: str, name: str, array: np.ndarray, wanted: str) -> UserError:
-    return UserError(f"--reference={path}: array {name!r} has shape {array.shape}, not {wanted}")
+def _misshapen(path: str, name: str, array: np.ndarray, expected: str) -> UserError:
+    return UserError(f"--reference={path}: array {name!r} has shape {array.shape}, not {expected}")
 
 
 def _projector(path: str, file: File) -> list[np.ndarray]:

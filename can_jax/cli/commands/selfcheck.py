@@ -50,7 +50,7 @@ def main() -> None:
                 f"{weights['taken']} of {weights['of']} arrays of weights are from {_WEIGHTS.value}"
             )
             if weights["left_over"]:
-                print(f"left over: {', '.join(weights['left_over'])}")
+                print(f"not used from this file: {', '.join(weights['left_over'])}")
     if not report["passed"]:
         worst = report["max_relative_error"]
         off = [name for name, error in worst.items() if error > report["tolerance"][name]]
