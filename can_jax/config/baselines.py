@@ -21,7 +21,7 @@ PAPER_NOISE: dict[str, Any] = {
     "model.patch_embed": "linear",
 }
 
-# Whole views without noise, for a loss of the pooled embeddings alone.
+# Unmasked views without noise, for methods whose only loss compares pooled embeddings.
 JOINT: dict[str, Any] = {
     "model.mask_ratio": 0.0,
     "noise.sigma_max": 0.0,
@@ -33,13 +33,13 @@ SIMCLR = JOINT | {"objective.contrastive.weight": 1.0}
 MAE: dict[str, Any] = {
     **{f"augment.{name}": value for name, value in PRESETS["mae"].items()},
     "model.mask_ratio": 0.75,
-    "model.decoder.zero_output": False,  # Xavier, as MAE has it
+    "model.decoder.zero_output": False,  # Xavier initialization, as in MAE
     "noise.sigma_max": 0.0,
     "objective.contrastive.weight": 0.0,
     "objective.reconstruction.weight": 1.0,
     "objective.denoising.weight": 0.0,
 }
-# The teacher's latents as the target of the reconstruction, in place of pixels.
+# The decoder predicts the latents of a teacher, the moving average of the encoder, not pixels.
 LATENTS: dict[str, Any] = {
     "objective.reconstruction.weight": 0.0,
     "objective.latents.weight": 1.0,
@@ -85,8 +85,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "model.projector.batch_norm": False,
     },
     "latents": MAE | LATENTS,
-    "can_latents": LATENTS | {"objective.latents.weight": 0.67},  # that of the pixels
-    "can_koleo": {"objective.koleo.weight": 0.1},  # the weight of DINOv2
+    "can_latents": LATENTS | {"objective.latents.weight": 0.67},  # CAN's weight of the pixels
+    "can_koleo": {"objective.koleo.weight": 0.1},  # DINOv2's weight
     "simclr_disentangled": SIMCLR | {"objective.disentangle.weight": 1.0},
 }
 

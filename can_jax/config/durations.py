@@ -141,7 +141,9 @@ def exact_steps(
 def steps_of(config: ConfigDict, keys: tuple[str, ...], examples: int) -> int | None:
     """Return a duration in steps, rounded to at least 1 unless it is 0; None if it is not set."""
     exact = exact_steps(config, keys, examples)
-    return None if exact is None else max(1, round(exact)) if exact else 0
+    if exact is None:
+        return None
+    return max(1, round(exact)) if exact else 0
 
 
 def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:

@@ -216,11 +216,12 @@ def from_json(text: str) -> ConfigDict:
                     f"config.{prefix}{key} is not a key of this version of can_jax; if a module of "
                     "yours registers it, import that module with --modules=FILE"
                 )
-            if isinstance(table[key], Mapping) != isinstance(value, dict):
-                is_block = isinstance(table[key], Mapping)
-                wanted = "a block of keys" if is_block else "a single value"
+            is_block = isinstance(table[key], Mapping)
+            if is_block != isinstance(value, dict):
+                expected = "a block of keys" if is_block else "a single value"
                 raise UserError(
-                    f"config.{prefix}{key}={value!r}: this version of can_jax expects {wanted} here"
+                    f"config.{prefix}{key}={value!r}: this version of can_jax expects {expected} "
+                    "here"
                 )
             if isinstance(value, dict):
                 fill(block[key], value, table[key], f"{prefix}{key}.")

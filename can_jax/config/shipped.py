@@ -133,6 +133,6 @@ def summary(path: Path) -> str:
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     if path.suffix == ".json":
-        return f"of {json.loads(text)['runs']} runs"
+        return f"derived from {json.loads(text)['runs']} runs"
     comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
     return comments.split(". ")[0].split(":  ")[0]  # Indented text is an example.

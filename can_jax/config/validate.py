@@ -32,7 +32,7 @@ WHOLE_MIXTURE = (
     "shards_at_once", "streaming", "threads", "window",
 )  # fmt: skip
 WARMUP_SHARE = WARMUP[-1]
-HIGHEST_RATE = 1.0  # a step of Adam changes each weight by about the learning rate
+HIGHEST_RATE = 1.0  # of AdamW, each of whose steps changes a weight by about the learning rate
 PART_WEIGHT = Number(above=0, high=1e9)
 
 
@@ -96,8 +96,8 @@ def check_part(name: str, key: Any, value: Any) -> None:
     """Check the value of one key in a part of a mixture.
 
     Args:
-        name: The name of the key in messages.
-        key: The key.
+        name: The name of the key in messages, such as ``data.mixture[0]: path``.
+        key: The key as the user wrote it, which may be unknown.
         value: The value to check.
     """
     if key == "weight":
@@ -124,7 +124,7 @@ def check_encoder(config: ConfigDict) -> None:
             f"model.{name}='float64' needs JAX_ENABLE_X64=1",
         )
     check(
-        model.attention != "cudnn" or model.dtype in ("bfloat16", "float16"),
+        model.attention != "cudnn" or model.dtype == "bfloat16",
         f"model.attention='cudnn' needs model.dtype=bfloat16, not {model.dtype}",
     )
     check(

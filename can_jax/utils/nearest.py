@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-# Suffixes of options, the best one first, with their names in timm, MAE and PyTorch Lightning.
+# The ends of options, the best one first, and what timm, MAE and PyTorch Lightning call them.
 CALLED: dict[tuple[str, ...], str] = {
     ("learning_rate", "learning_rates"): "lr blr base_lr learningrate",
     ("weight_decay", "weight_decays"): "wd decay",
@@ -33,7 +33,7 @@ CALLED: dict[tuple[str, ...], str] = {
     ("config",): "recipe cfg",
 }
 OTHER_NAMES = {name: ends for ends, names in CALLED.items() for name in names.split()}
-LIKE = 0.7  # least similarity, from 0 to 1, at which a name counts as a misspelling
+LIKE = 0.7  # the minimum similarity, from 0 to 1, at which a name counts as a misspelling
 
 
 def nearest(

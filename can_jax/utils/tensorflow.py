@@ -14,8 +14,8 @@ from can_jax.utils.extras import missing_package
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 SETTINGS = {
-    LOG_LEVEL: "3",  # TensorFlow would log every undecodable image, which we count ourselves.
-    "TF_ENABLE_ONEDNN_OPTS": "0",  # It is not used here, and logs a notice.
+    LOG_LEVEL: "3",  # TensorFlow would log every undecodable image; the pipeline counts them.
+    "TF_ENABLE_ONEDNN_OPTS": "0",  # oneDNN is not used here, and logs a notice.
     "TF_USE_LEGACY_KERAS": "1",
 }
 # Further variables that the import sets. JAX sets the first three on a TPU for its own telemetry,
@@ -24,7 +24,7 @@ SET_BY_IMPORT = (
     "TPU_ML_PLATFORM", "TPU_ML_PLATFORM_VERSION", "ENABLE_RUNTIME_UPTIME_TELEMETRY",
     "HDF5_PLUGIN_PATH",
 )  # fmt: skip
-_IMPORT = Lock()  # A second thread would take the variables of the first for those to restore.
+_IMPORT = Lock()  # Otherwise, a second thread would restore the variables that the first has set.
 
 
 @functools.cache

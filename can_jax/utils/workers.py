@@ -17,9 +17,9 @@ from can_jax.utils.extras import install_command
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-RETRIES = 20  # of a unit whose node or process has died; more would repeat a crash for ever
-SECONDS_TO_ANSWER = 20.0  # of the head of a cluster
-TASKS_PER_CORE = 2  # units that are submitted at a time, so that no core waits for the next one
+RETRIES = 20  # of a unit whose node or process has died; a unit that crashes must fail in the end
+SECONDS_TO_ANSWER = 20.0  # the timeout for a connection to the head of a cluster
+TASKS_PER_CORE = 2  # units that are submitted at a time, so that no core waits for its next unit
 
 
 class Workers(NamedTuple):
