@@ -1,4 +1,4 @@
-"""Measurements for the minutes in which an accelerator is at hand.
+"""Benchmarks on an accelerator that end after a given number of minutes.
 
     python benchmarks/card.py --minutes=9 --part=step [--models=vit_l,vit_b,vit_h]
         [--variant='unrolled: model.scan=False model.remat=none'] [--config.KEY=VALUE]
@@ -7,19 +7,20 @@
         [--seeds=N]
     python benchmarks/card.py --minutes=9 --part=input [--data=FOLDER]
 
-It runs from a bare checkout. `step`, `kernels` and `study` need no package beyond JAX, Flax, Optax,
-Orbax, NumPy, etils, absl, rich, jaxtyping and ml_collections, and `step` measures PyTorch where it
-is installed. Results are written to one JSON file as they come, OUT/card-PART.json, with the card,
-the versions and the commit. A later run with the same OUT adds to it: finished cells are skipped, a
-cell in progress resumes, and a model that is measured again replaces its numbers.
+The script runs in a checkout, without an installation of the package. `step`, `kernels` and `study`
+need only JAX, Flax, Optax, Orbax, NumPy, etils, absl, rich, jaxtyping and ml_collections. Each
+result is written at once to OUT/card-PART.json, with the device, the versions and the commit. A
+later run with the same OUT adds its results to the file: finished cells are skipped, a cell in
+progress is resumed, and a model that is measured again replaces its results.
 
-- `step`: the train step of each model, beside PyTorch, plain and compiled, in turns. A variant is a
-  list of changes to the recipe.
-- `kernels`: each custom operation beside the library's.
-- `study`: the kNN accuracy of cells of a study on CIFAR-10, whose images stay on the device. FOLDER
-  holds train*.npz and test*.npz; without it the images are synthetic, and the file says so. The
-  encoder of each finished cell's first seed is OUT/CELL.npz, which `can_jax.load` reads.
-- `input`: the input pipeline of images, beside Pillow.
+- `step`: measures the train step of each model, alternating with the same step in PyTorch, eager
+  and compiled, if PyTorch is installed. A variant is a list of changes to the recipe.
+- `kernels`: measures each custom operation and its counterpart in a library.
+- `study`: measures the kNN accuracy of cells of a study on CIFAR-10, whose images stay in device
+  memory. FOLDER holds train*.npz and test*.npz; without FOLDER, the images are synthetic, which
+  the results state. The encoder of each finished cell's first seed is stored as OUT/CELL.npz for
+  `can_jax.load`.
+- `input`: measures the input pipeline, and a pipeline with Pillow as a baseline.
 """
 
 import argparse
@@ -53,17 +54,17 @@ from can_jax.study.cells import CELLS  # noqa: E402
 from can_jax.utils.errors import UserError, one_line  # noqa: E402
 from can_jax.utils.files import replace_text  # noqa: E402
 
-# The images of a step of each model. The first number is also compared with PyTorch, the others are
-# measured if time is left.
+# The batch sizes of each model. The first is also measured in PyTorch; the others are measured if
+# time is left.
 BATCHES = {"vit_l": (64, 128), "vit_b": (256, 512), "vit_h": (32, 64)}
 SAVE_SECONDS = 60.0  # The interval at which a cell in progress is saved.
-MARGIN = 10.0  # Seconds before the end in which nothing new begins.
-SHARE = 0.6  # The first of several models may take so much of the time that is left.
-GRACE = 30.0  # Seconds after its end at which a model's process is killed.
+MARGIN = 10.0  # Seconds before the end in which no measurement is started.
+SHARE = 0.6  # The fraction of the remaining time for a model, if further models follow.
+GRACE = 30.0  # Seconds after the time of a model at which its process is killed.
 
 
 class Clock:
-    """The seconds that are left; a signal to end sets them to zero."""
+    """The remaining time for measurements. SIGTERM ends it at once."""
 
     def __init__(self, minutes: float):
         self._end = time.monotonic() + 60 * minutes
@@ -73,7 +74,7 @@ class Clock:
         self._end = -1.0
 
     def left(self) -> float:
-        """Return the seconds that are left for measurements, negative after their end."""
+        """Return the remaining seconds for measurements, negative after the end."""
         return self._end - time.monotonic() - MARGIN
 
 
@@ -81,8 +82,8 @@ class Report:
     """The JSON file of a part, which is written after each result.
 
     Args:
-        path: The file. The results in it are kept.
-        facts: The facts of this run.
+        path: The path of the file. Results that it already holds are retained.
+        facts: The device, versions and commit of this run.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]):
@@ -104,21 +105,21 @@ class Report:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line without buffering."""
     print(line, flush=True)
 
 
 def changes_of(text: str) -> dict[str, Any]:
-    """Return the changes of words such as ``model.scan=False``.
+    """Parse assignments such as ``model.scan=False``, separated by spaces.
 
     Raises:
-        UserError: A word is no assignment.
+        UserError: A word is not an assignment.
     """
     changes = {}
     for word in text.split():
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is no change: write it like model.scan=False")
+            raise UserError(f"{word!r} is not an assignment such as model.scan=False")
         try:
             changes[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -127,7 +128,7 @@ def changes_of(text: str) -> dict[str, Any]:
 
 
 def facts_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the card, the versions and the commit of this run."""
+    """Return the device, the versions and the commit of this run."""
     import jax
 
     from can_jax.distributed.mesh import make_mesh
@@ -136,7 +137,7 @@ def facts_of(options: argparse.Namespace) -> dict[str, Any]:
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
     facts = environment(mesh)
     facts["commit"] = facts["commit"] or options.commit
-    # Relative to the checkout, and without the folder of the results.
+    # The stored command has a path relative to the checkout, and no folder of the results.
     script = Path(__file__).resolve().relative_to(ROOT)
     words = [
         w for w in sys.argv[1:] if w not in ("--out", f"--out={options.out}", str(options.out))
@@ -151,14 +152,14 @@ def facts_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_step(options: argparse.Namespace, report: Report | None, clock: Clock) -> None:
-    """Measure the step of each model.
+    """Measure the step of each model in a process of its own.
 
-    Each model has a process of its own, since JAX does not return memory, and a failure of one
-    should not end the others.
+    JAX does not return memory before a process ends, and the failure of one model must not end the
+    others.
     """
     models = options.models.split(",")
     if unknown := [name for name in models if name not in BATCHES]:
-        raise UserError(f"--models={unknown[0]}: choose of {', '.join(BATCHES)}")
+        raise UserError(f"--models={unknown[0]}: choose from {', '.join(BATCHES)}")
     for index, name in enumerate(models):
         last = index + 1 == len(models)
         seconds = clock.left() * (1.0 if last else SHARE)
@@ -173,13 +174,13 @@ def run_step(options: argparse.Namespace, report: Report | None, clock: Clock) -
             process.wait(seconds + MARGIN + GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
-            say(f"{name} was killed after {seconds + MARGIN + GRACE:.0f} s; its results are kept")
+            say(f"{name} was killed after {seconds + MARGIN + GRACE:.0f} s; its results remain")
         if code := process.poll():
             say(f"{name} ended with code {code}")
 
 
 def run_model(options: argparse.Namespace, report: Report, clock: Clock) -> None:
-    """Measure the step of one model, beside PyTorch where it is installed."""
+    """Measure the step of one model, and the same step in PyTorch if it is installed."""
     from can_jax.benchmark.variants import measure_variants
 
     name = options.models
@@ -206,7 +207,7 @@ def run_model(options: argparse.Namespace, report: Report, clock: Clock) -> None
 
 
 def planned(ours: Any) -> dict[str, Any]:
-    """Return the planner's estimate of a compiled step on this card."""
+    """Return the planner's estimate of a compiled step on this device."""
     import jax
 
     from can_jax.distributed.hardware import chip_of
@@ -271,25 +272,25 @@ def run_study(options: argparse.Namespace, report: Report, clock: Clock) -> None
 
     recipe = recipe_of("cifar10", options)
     images = read_images(options.data, options.images, recipe.data.image_size)
-    known = {"can": {}, **CELLS}
-    names = options.cells.split(",") if options.cells else list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--cells={unknown[0]}: choose of {', '.join(known)}")
-    wanted = [
-        make_cell(name, recipe, known[name], options.epochs, options.seeds, images)
+    changes = {"can": {}, **CELLS}
+    names = options.cells.split(",") if options.cells else list(changes)
+    if unknown := [name for name in names if name not in changes]:
+        raise UserError(f"--cells={unknown[0]}: choose from {', '.join(changes)}")
+    cells = [
+        make_cell(name, recipe, changes[name], options.epochs, options.seeds, images)
         for name in names
     ]
-    finished = [c.name for c in wanted if report.results.get(c.name, {}).get("finished") == c.key]
+    finished = [c.name for c in cells if report.results.get(c.name, {}).get("finished") == c.key]
     for name in finished:
         say(f"{name} is finished")
-    waiting = [cell for cell in wanted if cell.name not in finished]
+    waiting = [cell for cell in cells if cell.name not in finished]
     placed = jax.device_put((images.train, images.train_labels))
     folder = report.path.parent
 
     def compiled(cell: Any) -> Training:
         return Training(cell, placed).compile()
 
-    with ThreadPoolExecutor(1) as pool:  # It compiles the next cell while one trains.
+    with ThreadPoolExecutor(1) as pool:  # The thread compiles the next cell while one trains.
         ahead: Future[Training] | None = None
         while waiting and clock.left() > 0:
             cell = waiting.pop(0)
@@ -328,7 +329,7 @@ def run_study(options: argparse.Namespace, report: Report, clock: Clock) -> None
 
 
 def restore_or_start(training: Any, report: Report, folder: Path) -> dict[str, Any]:
-    """Restore a cell in progress or begin it; return the entry of its results."""
+    """Restore a cell in progress, or start it; return its entry of the results."""
     cell, entry = training.cell, report.results.get(training.cell.name, {})
     if entry.get("started") == cell.key and training.restore(folder):
         say(f"{cell.name} resumes after epoch {training.epoch}")
@@ -346,7 +347,7 @@ def restore_or_start(training: Any, report: Report, folder: Path) -> dict[str, A
 
 
 def rounded(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return metrics with six digits."""
+    """Round metrics to six significant digits."""
     return [{name: float(f"{value:.6g}") for name, value in one.items()} for one in metrics]
 
 
@@ -354,7 +355,7 @@ def progress(
     name: str, record: dict[str, Any], epochs: int, each: float, rest: float, waiting: list[Any],
     left: float,
 ) -> str:  # fmt: skip
-    """Return a line on a cell in progress."""
+    """Return a status line of a cell in progress."""
     accuracy = "".join(f" {value:.2f}" for value in record.get("knn", ()))
     everything = rest + each * epochs * len(waiting)
     return (
@@ -423,7 +424,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--part", choices=tuple(PARTS), required=True)
-    add("--minutes", type=float, default=9.0, help="the time for all of it")
+    add("--minutes", type=float, default=9.0, help="the total time")
     add("--out", type=Path, default=Path("runs/card"), help="the folder of the results")
     add("--commit", help="the commit, where the checkout has no history")
     add("--rounds", type=int, default=5, help="turns of each measurement")
@@ -478,4 +479,4 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # Threads that still compile are left behind.
+    os._exit(code)  # A thread that still compiles must not delay the exit.

@@ -1,7 +1,7 @@
-"""The table of step benchmarks in `docs/speed.md`, from the files in `benchmarks/results/step`.
+"""Write the table of step benchmarks from `benchmarks/results/step` to `docs/speed.md`.
 
-python benchmarks/table.py            # writes it between the marks of the page
 python -m can_jax.benchmark step … --json > benchmarks/results/step/NAME.json    # adds a row
+python benchmarks/table.py    # replaces the table between the marks in the page
 """
 
 import json
@@ -17,32 +17,34 @@ HEAD = (
 )
 
 
-def row(found: dict) -> str:
-    """A line of the table for what one run of the benchmark found."""
-    device = found["environment"]["devices"][0].rsplit(" ", 1)[0]
-    name = found["environment"]["processor"] if device == "cpu" else device
+def row(results: dict) -> str:
+    """Return the line of the table for the results of one run of the benchmark."""
+    device = results["environment"]["devices"][0].rsplit(" ", 1)[0]
+    name = results["environment"]["processor"] if device == "cpu" else device
     cells = (
-        found["model"],
-        found["dtype"],
-        str(found["batch_size"]),
-        f"{found['images_per_second']:.2f}",
-        f"{found['mfu_of_measured_peak']:.0%}",
-        f"{found['peak_memory_bytes'] / 1e9:.1f}",
-        f"{found['peer_images_per_second']:.2f} ({found['peer']})" if "ratio" in found else "",
-        f"{found['ratio']:.2f}" if "ratio" in found else "",
+        results["model"],
+        results["dtype"],
+        str(results["batch_size"]),
+        f"{results['images_per_second']:.2f}",
+        f"{results['mfu_of_measured_peak']:.0%}",
+        f"{results['peak_memory_bytes'] / 1e9:.1f}",
+        f"{results['peer_images_per_second']:.2f} ({results['peer']})"
+        if "ratio" in results
+        else "",
+        f"{results['ratio']:.2f}" if "ratio" in results else "",
         name,
     )
     return f"| {' | '.join(cells)} |"
 
 
 def table() -> str:
-    """All rows, by file name."""
+    """Return the table, with its rows in the order of the file names."""
     rows = [row(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
     return "\n".join([HEAD, "|---|---|--:|--:|--:|--:|--:|--:|---|", *rows]) + "\n"
 
 
 def main() -> None:
-    """Put the table into the page."""
+    """Replace the table in the page."""
     before, rest = PAGE.read_text().split(BEGIN)
     _, after = rest.split(END, 1)
     PAGE.write_text(before + BEGIN + table() + END + after)

@@ -43,7 +43,7 @@ create() {
   local options=(--accelerator-type="$TYPE" --version="$VERSION")
   if on SPOT; then options+=(--spot); fi
   until tpu create "$NAME" "${options[@]}"; do
-    echo "no such slice is available; retrying in five minutes" >&2
+    echo "the slice could not be created; retrying in five minutes" >&2
     sleep 300
   done
 }

@@ -13,13 +13,13 @@ from tests.helpers.configs import small_config
 from tests.helpers.runs import RECIPE, made_once, run
 from tests.weights.torch_files import save_torch  # noqa: F401, a fixture
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this machine has
-jax.config.update("jax_platforms", "cpu")  # JAX is imported, and has read the variable
-# Eight devices on one CPU: what holds on a mesh is tested on a mesh.
-jax.config.update("jax_num_cpu_devices", 8)
-# Most of the time goes into compiling: do it lightly, and each program once, for commands too.
+os.environ["JAX_PLATFORMS"] = "cpu"  # for the commands that tests start as processes
+jax.config.update("jax_platforms", "cpu")  # JAX read the variable when it was imported
+jax.config.update("jax_num_cpu_devices", 8)  # a mesh of eight devices on one CPU
+# Compilation takes most of the time of the tests. Programs are therefore compiled with few
+# optimizations and cached, also those of commands.
 OWN = Path(__file__).parents[1] / ".pytest_cache"
-os.environ["XDG_CACHE_HOME"] = str(OWN)  # and not the user's
+os.environ["XDG_CACHE_HOME"] = str(OWN)  # tests must not change the user's cache
 COMPILING = {
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(OWN / "jax"),
@@ -29,17 +29,18 @@ COMPILING = {
 for name, value in COMPILING.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
-# What is not optimised compiles twice as fast by XLA's older emitters, and then a fifth faster as
-# one module, since the cores are shared by as many workers. A version without such a flag would end
-# with it, so it is asked first, once for all workers.
+# Without optimizations, XLA's older emitters compile twice as fast, and a single module compiles a
+# fifth faster, since each core already has a worker. A version of XLA without one of these flags
+# would abort, so a trial process tests them once for all workers.
 LIGHTLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     flags = f"{os.environ.get('XLA_FLAGS', '')} {LIGHTLY}"
     trial = [sys.executable, "-c", "import jax; jax.numpy.zeros(3)"]
-    told = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
-    if told.returncode == 0:
+    done = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
+    if done.returncode == 0:
         os.environ["XLA_FLAGS"] = flags
-# Tracing makes many objects: collect them as seldom as commands do, and no module again and again.
+# Tracing allocates many objects. As in commands, collections are rare, and the objects of imported
+# modules are excluded from them below.
 gc.set_threshold(NEW_OBJECTS)
 
 

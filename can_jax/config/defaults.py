@@ -125,8 +125,7 @@ DTYPES = ("bfloat16", "float32", "float64")
 WIDTH = Whole(4, 2**16, multiple=4)  # the 2-D position embedding needs a multiple of 4
 DEPTH = Whole(1, 1024)
 HEADS = Whole(1, 2**14)
-# A switch that is on by default, and was off in older versions.
-NOW_ON = functools.partial(Key, True, Switch(), before=False, was_default=True)
+NOW_ON = functools.partial(Key, True, Switch(), before=False, was_default=True)  # formerly off
 
 MODEL: Table = {
     "size": Key("B", Choice(tuple(SIZES)), "The preset of the encoder's width, depth and heads."),

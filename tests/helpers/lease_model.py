@@ -18,7 +18,7 @@ from can_jax.utils.errors import UserError
 
 
 class Pause(BaseException):
-    """The end of what is known of a program: its next operation."""
+    """An exception that stops a program at the first operation without a recorded result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Holder:
     """A process of the model.
 
     Attributes:
-        name: Its token.
-        boot: Of its kernel; kernel locks work between equal ones.
-        namespace: Of its process IDs.
-        actions: What it does with the directory: `write`, `beat`, `release`.
+        name: The token of the process.
+        boot: The boot ID of its kernel; kernel locks work between processes with equal boot IDs.
+        namespace: The namespace of its process IDs.
+        actions: The actions on the directory, in order: `write`, `beat` or `release`.
         recreates: Whether its updates can bring a removed file back, as in a bucket.
     """
 
@@ -53,7 +53,7 @@ class Replay(Host, Clock):
 
     Args:
         holder: The process.
-        results: Of its operations so far.
+        results: The results of its operations so far.
     """
 
     def __init__(self, holder, results):

@@ -133,7 +133,7 @@ def whitening(patches: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray
 
 
 def dct_scaling(size: int, channels: int, floor: float) -> np.ndarray:
-    """What scaling the DCT coefficients of a patch does to each of its pixels."""
+    """The matrix that scales the DCT coefficients of a patch, as a map of its pixels."""
     models = [np.array([[0.95 ** abs(i - j) for j in range(size)] for i in range(size)])] * 2
     models.append(np.full((channels, channels), 0.93) + 0.07 * np.eye(channels))
     spectra = [np.diag(dct(dct(m, axis=0, norm="ortho"), axis=1, norm="ortho")) for m in models]
