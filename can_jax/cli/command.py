@@ -117,7 +117,7 @@ class Command:
         """
         self.given_argv = list(map(str, sys.argv[1:] if argv is None else argv))
         arguments = self._complete(self.given_argv)
-        # Libraries read sys.argv too, for keys of a recipe and for the run's history.
+        # ml_collections reads the keys of a recipe from sys.argv.
         argv_of_process = patch.object(sys, "argv", [sys.argv[0], *arguments])
         with argv_of_process, host_logging(), _lines_of_messages():
             return self._exit_code(arguments)
@@ -126,7 +126,9 @@ class Command:
         code = EXIT_UNEXPECTED
         reported: BaseException | None = None
         try:
-            self._function(*self._parse(argv))
+            arguments = self._parse(argv)
+            sys.argv[1:] = self.given_argv  # The run's history has the command as it was given.
+            self._function(*arguments)
             return 0
         except _Ended:
             return 0

@@ -186,8 +186,11 @@ def memory_choices(
     else:
         need = step_bytes(resolve(plan), parameters, count)
         memory = f"uses an estimated {gib(need)} of {gib(limit)} per device"
+    why = f"at most {CPU_BATCH} on a CPU" if devices.platform == "cpu" else memory
+    if not fixed and found and found.images and batch <= found.images // 4 < 2 * batch:
+        why += f"; at most a quarter of the {found.images} images"
     rate = peak_learning_rate(plan)
-    yield Choice("batch_size", batch, f"{memory}; the peak learning rate is {rate:.3g}")
+    yield Choice("batch_size", batch, f"{why}; the peak learning rate is {rate:.3g}")
     yield Choice("accumulation.microbatches", parts, memory)
     yield Choice("model.remat", remat, memory)
 

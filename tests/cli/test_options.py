@@ -1,6 +1,8 @@
 """A mistake on the command line ends in one line that names the nearest right form."""
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,16 @@ def test_recipe_that_fails_names_its_line(tmp_path, text, message):
     assert message in str(error.value) and str(path) in str(error.value)
     with pytest.raises(UserError, match=f"did you mean {path}?"):
         load(str(path.with_suffix("")), "recipe")
+
+
+def test_run_records_the_command_as_it_was_given(monkeypatch):
+    """Without the recipe that stands in for the one that `--data` chooses."""
+    command = importlib.import_module("can_jax.cli.commands.train").main
+    seen = []
+    monkeypatch.setattr(command, "_function", lambda: seen.append(sys.argv[1:]))
+    argv = ["--data=photos", "--config.batch_size=8"]
+    assert command(argv) == 0
+    assert seen == [argv] and sys.argv[1:] != argv
 
 
 def test_recipe_from_elsewhere_starts_from_a_shipped_one(tmp_path):

@@ -119,6 +119,10 @@ def test_interval_of_the_probe_in_steps_stays(steps):
 
 def test_few_images_get_a_small_batch():
     assert chosen("vit_s", CARD, Survey("folder", 200, 300))[0].batch_size <= 50
+    config, choices = chosen("small", CPU, Survey("folder", 349, 375))
+    assert config.batch_size == 64
+    assert "at most a quarter of the 349 images" in choices["batch_size"].reason
+    assert "images" not in chosen("small", CPU)[1]["batch_size"].reason
 
 
 def test_time_sets_the_checkpoints_and_the_warmup():
