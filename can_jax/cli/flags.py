@@ -215,7 +215,9 @@ class Recipe:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The values set on the command line, by dotted key."""
+        """The values set on the command line, by dotted key; empty without a recipe."""
+        if not self.given:
+            return {}
         return getattr(self._values[CONFIG], "override_values", {})
 
     @property

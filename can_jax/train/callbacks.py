@@ -311,7 +311,7 @@ def next_steps(workdir: epath.Path, labeled: bool = True) -> list[str]:
         *([] if labeled else [f"see the features:     {health}"]),
         f"see the curves:       can-jax report {run} (HTML), or tensorboard --logdir {run}",
         f"evaluate on labels:   can-jax evaluate --config=knn --checkpoint={run} "
-        f"--workdir={run}_knn --config.data.path=LABELED_IMAGES",
+        f"--workdir={run}_knn --data=LABELED_IMAGES",
         f"export:               can-jax export --checkpoint={run} --format=huggingface "
         f"--output={run}_huggingface",
         f"use in Python:        can_jax.load({str(workdir)!r})",

@@ -2,16 +2,20 @@
 
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.cli import flags
 from can_jax.cli.recipe import load
 from can_jax.config.resolve import default_config, resolve
 from can_jax.evaluate.config import default_evaluation
+from can_jax.train.callbacks import next_steps
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import OTHER_NAMES, nearest
 from can_jax.utils.nested import flatten
@@ -250,6 +254,34 @@ def test_recipe_that_fails_names_its_line(tmp_path, text, message):
     assert message in str(error.value) and str(path) in str(error.value)
     with pytest.raises(UserError, match=f"did you mean {path}?"):
         load(str(path.with_suffix("")), "recipe")
+
+
+def test_suggested_evaluation_reads_the_data_that_it_names(tmp_path, monkeypatch):
+    module = importlib.import_module("can_jax.cli.commands.evaluate")
+    configs = []
+
+    def stop(config, *_):
+        configs.append(config)
+        raise UserError("stop")
+
+    monkeypatch.setattr(module, "evaluate", stop)
+    np.savez(tmp_path / "train.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    (line,) = (line for line in next_steps(epath.Path("runs/l")) if "LABELED_IMAGES" in line)
+    words = shlex.split(line.partition("can-jax evaluate ")[2])
+    words = [word.replace("LABELED_IMAGES", str(tmp_path)) for word in words]
+    assert module.main(words) == 1
+    assert configs[0].data.source == "arrays" and configs[0].data.path == str(tmp_path)
+    assert module.main([*words, "--config.data.source=folder"]) == 1
+    assert configs[1].data.source == "folder"
+
+
+@pytest.mark.parametrize("module", ["evaluate", "embed"])
+def test_data_of_an_encoder_is_given_once(module, tmp_path):
+    options = ["--config=knn", f"--checkpoint={tmp_path}", "--data=/x", "--config.data.path=/y"]
+    options += ["--output=a.npz"] if module == "embed" else [f"--workdir={tmp_path}"]
+    assert "--data and --config.data.path set the same value" in refused(
+        f"can_jax.{module}", *options
+    )
 
 
 def test_run_records_the_command_as_it_was_given(monkeypatch):

@@ -123,6 +123,9 @@ def test_an_archive_beside_images_does_not_make_a_folder_shards(tmp_path):
     write_tar(tmp_path / "backup.tar", [("x.txt", b"1")])
     assert kind_of(str(tmp_path))[:2] == ("folder", 3)
     assert kind_of(str(tmp_path / "b[1]")).images == 1
+    put(tmp_path, ".bare/1")  # an image without a suffix; hidden from the other calls
+    (tmp_path / ".bare" / "README").write_text("no image")
+    assert kind_of(str(tmp_path / ".bare"))[:2] == ("folder", 1)
     (tmp_path / "shards").mkdir()
     for i in range(2):
         with tarfile.open(tmp_path / "shards" / f"{i}.tgz", "w:gz"):

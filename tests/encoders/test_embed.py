@@ -167,7 +167,7 @@ def raising(*_):
     [
         (["--output=a.txt"], "the suffix must be one of .parquet, .npz, .csv"),
         ([], "the data has the splits train, val: choose one with --split=NAME"),
-        (["--split=train", "--data=/no/such"], "config.data.path=/no/such is not a folder"),
+        (["--split=train", "--data=/no/such"], "--data=/no/such does not exist"),
         (["--step=8"], "no checkpoint of step 8"),
     ],
 )

@@ -2,9 +2,9 @@
 
 Writes the features of all images of a data set to a Parquet, npz or CSV file, with the name and the
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
-run directory, an export, or a folder or file of weights. DIR is a folder of images. Other kinds of
-data are selected by `--config=knn` and `--config.data.…` options, as for `can_jax.evaluate`.
-Re-running an interrupted command resumes it.
+run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
+arrays. `--config=knn` and `--config.data.…` options set other keys of the data, as for
+`can_jax.evaluate`. Re-running an interrupted command resumes it.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
+from can_jax.cli.data import select_data
 from can_jax.cli.workers import cluster_flag
 from can_jax.config.pretrained import FEATURES
 from can_jax.encoders.embed import ClusterEncoder, embed
@@ -31,7 +32,11 @@ _CHECKPOINT = FLAGS.path(
 _STEP = FLAGS.integer(
     "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
-_DATA = FLAGS.path("data", "The folder of images; by default the data set of the run.", web=True)
+_DATA = FLAGS.path(
+    "data",
+    "The path of the images: a folder, shards or arrays; by default the data set of the run.",
+    web=True,
+)
 _SPLIT = FLAGS.text("split", None, "The split to read; required if the data has several splits.")
 _FEATURES = FLAGS.choice(
     "features",
@@ -54,17 +59,11 @@ def main() -> None:
     output = Path(_OUTPUT.value)
     check_output(output)
     config = _CONFIG.read() if _CONFIG.given else default_evaluation()
-    for flag, key in (("data", "data.path"), ("features", "features")):
-        if FLAGS.given(flag) and key in _CONFIG.overrides:
-            raise UserError(f"--{flag} and --config.{key} set the same value: give one of them")
+    if _DATA.value is not None:
+        select_data(config, _DATA.value, _CONFIG.overrides)
+    if FLAGS.given("features") and "features" in _CONFIG.overrides:
+        raise UserError("--features and --config.features set the same value: give one of them")
     with config.ignore_type():
-        if _DATA.value is not None:
-            if config.data.source not in (None, "folder"):
-                raise UserError(
-                    f"--data={_DATA.value} is a folder, but config.data.source="
-                    f"{config.data.source}: set config.data.path instead"
-                )
-            config.data.update(source="folder", path=_DATA.value)
         if _FEATURES.value is not None:
             config.features = _FEATURES.value
     config = resolve_evaluation(config)
