@@ -64,7 +64,7 @@ def main(curves: str) -> None:
         print(json.dumps(checks, indent=2))
     else:
         rows = {
-            name: "\n".join(check["outside"]) or f"all {check['values']} values are in range"
+            name: "\n".join(check["outside"]) or f"{check['values']} values compared, all in range"
             for name, check in checks.items()
         }
         table = fact_table("Comparison with the reference ranges", rows)
