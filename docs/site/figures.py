@@ -4,10 +4,11 @@
 
 The run is made by
 
-    python -m can_jax.main --config=quickstart --workdir=runs/quickstart --config.log_every_steps=25
+    python -m can_jax.main --config=quickstart --workdir=runs/quickstart \
+        --config.log_every_steps=25 --config.model.patch_embed=auto
     python -m can_jax.main --config=quickstart --workdir=runs/collapsed --config.total_steps=150 \
         --config.log_every_steps=5 --config.probe.every_steps=0 --config.figures.every_steps=0 \
-        --config.optimizer.learning_rate=1.0
+        --config.optimizer.learning_rate=1.0 --config.model.patch_embed=auto
 """
 
 import argparse
