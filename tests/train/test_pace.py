@@ -11,7 +11,7 @@ from can_jax.train import pace as pacing
 from can_jax.train.pace import Pace, known_last_step, time_used
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
-from tests.helpers.runs import metrics, run_in_process
+from tests.helpers.runs import ROOT, metrics, run_in_process
 from tests.train.test_pretrain import LIGHT
 
 
@@ -119,5 +119,8 @@ def test_timed_run_ends_with_its_schedule_and_is_finished(recipe, tmp_path):
     assert rates[-1] < 0.01 * max(rates)
     last = json.loads((tmp_path / "time_used.json").read_text())["last_step"]
     assert last == metrics(tmp_path)[-1]["step"]
+    page = (ROOT / "docs/files.md").read_text()
+    written = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert "config.json" in written and not [name for name in written if f"`{name}" not in page]
     again = run_in_process(recipe, tmp_path, *options)
     assert again.returncode == 0 and f"already finished its {last} steps" in again.stdout
