@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from can_jax.study.measures import Measure, Result
 from can_jax.utils.files import replacing
@@ -62,6 +63,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
                 axis.plot(across, mean, label=name, marker="o", ms=3, **style)
                 axis.fill_between(across, low, high, color=color, alpha=0.15, lw=0)
         by_images.set(xlabel="images seen", ylabel="kNN accuracy (%)")
+        by_images.xaxis.set_major_formatter(EngFormatter(sep=""))
         by_flops.set(xlabel="TFLOP")
         by_flops.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
         save(figure, path)
