@@ -155,9 +155,7 @@ MODEL: Table = {
     "projector": {
         "layers": Key(3, Whole(1, 64), "The number of linear layers of the projector."),
         "hidden": Key(4096, Whole(2, 2**20), "The width of the hidden layers of the projector."),
-        "outputs": Key(
-            128, Whole(2, 2**20), "The width of the output of the projector."
-        ),
+        "outputs": Key(128, Whole(2, 2**20), "The width of the output of the projector."),
         "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each hidden projector layer."),
         "final_norm": Key(
             False, Switch(),
@@ -194,9 +192,7 @@ OPTIMIZER: Table = {
     "name": Key(
         "adamw", Text(), "The optimizer: adamw, another one of optax, or a registered one."
     ),
-    "options": Key(
-        (), OPTIONS, "Further arguments of the optimizer, as (name, value) pairs."
-    ),
+    "options": Key((), OPTIONS, "Further arguments of the optimizer, as (name, value) pairs."),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
         "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
@@ -231,6 +227,9 @@ OPTIMIZER: Table = {
         0.0, Number(0, below=1),
         "The decay rate of an exponential moving average (EMA) of the parameters; 0 disables it. "
         "With an EMA, the probe, evaluations and exports use the averaged parameters.",
+    ),
+    "ema_warmup": Key(
+        True, Switch(), "Whether the decay of the EMA after t steps is at most (1 + t) / (10 + t)."
     ),
 }  # fmt: skip
 

@@ -188,8 +188,9 @@ class Step:
         updated = optax.apply_updates(state.parameters, updates)
         if self.averages:
             average = update_average(
-                state.optimizer["average"], updated, self.config.optimizer.ema_decay, state.step
-            )
+                state.optimizer["average"], updated, self.config.optimizer.ema_decay, state.step,
+                self.config.optimizer.ema_warmup,
+            )  # fmt: skip
             optimizer = {"transform": optimizer, "average": average}
 
         gradient_norm = optax.global_norm(outputs.gradients)

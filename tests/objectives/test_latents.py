@@ -14,6 +14,7 @@ from can_jax.models.can import grid_of
 from can_jax.models.masking import hidden_mask, unpatchify
 from can_jax.objectives import OBJECTIVES
 from can_jax.objectives.base import Arrays
+from can_jax.optimizers.average import update_average
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.losses import forward, prepare
 from can_jax.train.memory import constant_bytes
@@ -104,6 +105,24 @@ def test_targets_are_the_average_s_tokens_of_whole_clean_views_with_and_without_
         )
         assert float(found.metrics["loss/latents"]) == pytest.approx(float(value), rel=1e-5)
         assert_agree(found.gradients, slopes, floor=1e-7)
+
+
+def test_decay_rate_of_the_teacher_is_limited_by_a_warmup_or_constant(monkeypatch):
+    old, new = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, -2.0])}
+    for warmup, decay in ((True, 3 / 12), (False, 0.9)):
+        found = update_average(old, new, 0.9, jnp.asarray(2), warmup)["w"]
+        np.testing.assert_allclose(found, decay * old["w"] + (1 - decay) * new["w"], rtol=1e-6)
+
+    given = []
+
+    def spy(average, parameters, decay, step, warmup):
+        given.append((decay, warmup))
+        return average
+
+    monkeypatch.setattr("can_jax.train.step.update_average", spy)
+    config, step, state = start(optimizer__ema_warmup=False)
+    jax.eval_shape(step.train, state, random_batch(config))
+    assert given == [(0.9, False)]
 
 
 def test_only_an_objective_that_reads_it_has_a_teacher():
