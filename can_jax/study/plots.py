@@ -45,7 +45,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
                     if "probe/knn" in point:
                         points.setdefault(point["step"], []).append(point["probe/knn"])
             steps = sorted(points)
-            if len(steps) < 3:  # An untrained encoder has no curve.
+            if steps[-1] <= 1:  # An untrained encoder has no curve.
                 level = statistics.mean(points[steps[0]])
                 for axis in (by_images, by_flops):
                     axis.axhline(level, color="#9498a0", ls="--", lw=1)
