@@ -10,6 +10,7 @@ CALLED: dict[tuple[str, ...], str] = {
     ("batch_size",): "bs bsz batch batch_size_per_gpu",
     ("total_epochs", "epochs"): "epoch epochs num_epochs max_epochs",
     ("total_steps",): "step steps num_steps max_steps iters iterations",
+    ("warmup_share", "warmup_epochs"): "warmup warm_up",
     ("ema_decay",): "ema model_ema model_ema_decay",
     ("contrastive.temperature", "temperature"): "tau temp temperature",
     ("clip_norm",): "clip clip_grad grad_clip max_grad_norm",

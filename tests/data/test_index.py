@@ -346,10 +346,14 @@ def test_rebuilt_index_is_new_or_incomplete_and_does_not_change_under_a_run(tmp_
 def test_shard_in_the_working_directory_is_indexed_by_its_name(tmp_path):
     write_webdataset(tmp_path / "images.tar", IMAGES[:3], [0, 1, 2])
     (tmp_path / "taken").write_text("a file")
-    for out, code in (("taken", 1), ("taken/below", 1), ("index", 0)):
+    refusals = {
+        "taken": "--out=taken is a file: give the path of a folder",
+        "taken/below": "--out=taken/below cannot be written: taken is not a folder",
+        "index": None,
+    }
+    for out, message in refusals.items():
         options = [f"--out={out}", "--workers=1", "--verify=none"]
         done = main_in_process("can_jax.data.index", "images.tar", *options, cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        assert (f"{out} cannot be written: " in done.stderr) == code
-        assert ("; give another folder with --out" in done.stderr) == code
+        assert done.returncode == (message is not None), done.stderr
+        assert message is None or done.stderr.strip() == f"error: {message}"
     assert len(load_table(tmp_path / "index")[0].offset) == 3
