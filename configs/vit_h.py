@@ -11,7 +11,7 @@ fit. The compilers estimate the step; the expected step, the rate and the days f
 calibration in `docs/plan.md`:
 
     slice      settings  memory of a device  estimated  expected  images/s  days
-    v5e:16x16  -         7.6 of 15.8 GiB     0.207 s    0.233 s   17,600    0.67
+    v5e:16x16  -         7.6 of 15.8 GiB     0.214 s    0.240 s   17,100    0.70
     h100:8x8   -         26.7 of 72.0 GiB    0.154 s    0.256 s   16,000    0.74
 
 Result: the paper's tables have no ViT-H, and none was measured here.

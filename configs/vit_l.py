@@ -12,7 +12,7 @@ compilers estimate the step; the expected step, the rate and the days follow fro
 `docs/plan.md`:
 
     slice      settings  memory of a device  estimated  expected  images/s  days
-    v5e:16x16  -         3.6 of 15.8 GiB     0.081 s    0.091 s   44,800    0.26
+    v5e:16x16  -         3.6 of 15.8 GiB     0.084 s    0.095 s   43,300    0.27
     h100:8x8   -         14.2 of 72.0 GiB    0.074 s    0.123 s   33,400    0.36
 
 Result: for this run on ImageNet-1k the paper (Table 3) reports 84.7 % fine-tuned and 76.2 % linear
