@@ -15,20 +15,15 @@ ViT-L: CAN 84.7 and 76.2 %, SimCLR 83.4 and 73.9 %. Not reproduced here.
 
 from ml_collections import ConfigDict
 
-from can_jax.augment.presets import PRESETS
 from can_jax.config import default_config
+from can_jax.config.baselines import METHODS, changed
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = changed(default_config(), METHODS["mae"])
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.augment.update(PRESETS["mae"])
-    config.model.update(size="L", mask_ratio=0.75)
-    config.objective.contrastive.weight = 0.0
-    config.objective.reconstruction.weight = 1.0
-    config.objective.denoising.weight = 0.0
-    config.noise.sigma_max = 0.0
+    config.model.size = "L"
     config.optimizer.learning_rate = 1.5e-4
     config.figures.every_steps = 5000
     return config

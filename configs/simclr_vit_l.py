@@ -17,16 +17,14 @@ the same authors, 84.9 and 73.5 % by MAE's authors. Not reproduced here.
 from ml_collections import ConfigDict
 
 from can_jax.config import default_config
+from can_jax.config.baselines import METHODS, changed
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = changed(default_config(), METHODS["simclr"])
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.model.update(size="L", mask_ratio=0.0)
+    config.model.size = "L"
     config.model.projector.final_norm = True
-    config.objective.contrastive.update(weight=1.0, directions="sum")
-    config.objective.reconstruction.weight = 0.0
-    config.objective.denoising.weight = 0.0
-    config.noise.sigma_max = 0.0
+    config.objective.contrastive.directions = "sum"
     return config

@@ -99,7 +99,9 @@ def test_every_method_is_a_valid_recipe():
 
 
 def test_baselines_build_only_what_they_need():
-    assert set(heads(recipe("mae_vit_l"))) == {"decoder"}
+    mae = recipe("mae_vit_l")
+    assert set(heads(mae)) == {"decoder"}
+    assert not mae.model.decoder.zero_output  # MAE's output layer starts with Xavier's weights.
     simclr = recipe("simclr_vit_l")
     assert set(heads(simclr)) == {"projector"}
     assert simclr.model.projector.final_norm  # as in google-research/simclr
