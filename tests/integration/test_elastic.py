@@ -71,7 +71,7 @@ def test_run_of_one_device_resumes_on_eight(recipe, finished, tmp_path):
 @pytest.mark.slow
 def test_on_other_devices_the_run_is_the_same(recipe, whole, tmp_path):
     part(recipe, tmp_path, 8, "mesh.fsdp=4", "mesh.shard_state=True", until=6)
-    assert "resumed" in part(recipe, tmp_path, 4, "mesh.fsdp=2", until=14)
+    assert "resumed" in part(recipe, tmp_path, 4, "mesh.fsdp=2", "model.attention=xla", until=14)
     assert "resumed" in part(recipe, tmp_path, 1, "model.scan=False", until=22)
     assert "resumed" in part(recipe, tmp_path, 8, "mesh.tensor=2")
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
