@@ -4,29 +4,45 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from can_jax.cli.flags import Flags
 from can_jax.data.sources.detect import kind_of
 from can_jax.utils.errors import UserError
 
 
-def select_data(config: ConfigDict, path: str, given: dict[str, Any]) -> None:
-    """Set the path of the data of an evaluation, and the source that reads it.
+class DataFlag:
+    """The flag ``--data`` of a command."""
 
-    Args:
-        config: The configuration of the evaluation; changed in place.
-        path: The value of ``--data``: a folder of images or shards, or a pattern of shards. Its
-            kind selects the source, unless ``config.data.source`` is set.
-        given: The values that the command line sets, by dotted configuration key.
+    def __init__(self, flags: Flags):
+        self._path = flags.path(
+            "data",
+            "The path of the images: a folder, shards or arrays; by default the data set of the "
+            "run.",
+            web=True,
+        )
 
-    Raises:
-        UserError: The command line also sets ``data.path``, or no source reads the path.
-    """
-    if "data.path" in given:
-        raise UserError("--data and --config.data.path set the same value: give one of them")
-    source = config.data.source
-    if source is None:
-        try:
-            source = kind_of(path).source
-        except UserError as error:
-            raise UserError(f"--data={error}") from error
-    with config.ignore_type():
-        config.data.update(source=source, path=path)
+    def select(self, config: ConfigDict, given: dict[str, Any]) -> None:
+        """Set the path of the data of an evaluation, and the source that reads it.
+
+        Without ``--data`` on the command line, nothing changes.
+
+        Args:
+            config: The configuration of the evaluation; changed in place. The kind of the data
+                selects the source, unless ``config.data.source`` is set.
+            given: The values that the command line sets, by dotted configuration key.
+
+        Raises:
+            UserError: The command line also sets ``data.path``, or no source reads the path.
+        """
+        path = self._path.value
+        if path is None:
+            return
+        if "data.path" in given:
+            raise UserError("--data and --config.data.path set the same value: give one of them")
+        source = config.data.source
+        if source is None:
+            try:
+                source = kind_of(path).source
+            except UserError as error:
+                raise UserError(f"--data={error}") from error
+        with config.ignore_type():
+            config.data.update(source=source, path=path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
-from can_jax.cli.data import select_data
+from can_jax.cli.data import DataFlag
 from can_jax.cli.workers import cluster_flag
 from can_jax.config.pretrained import FEATURES
 from can_jax.encoders.embed import ClusterEncoder, embed
@@ -32,11 +32,7 @@ _CHECKPOINT = FLAGS.path(
 _STEP = FLAGS.integer(
     "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
-_DATA = FLAGS.path(
-    "data",
-    "The path of the images: a folder, shards or arrays; by default the data set of the run.",
-    web=True,
-)
+_DATA = DataFlag(FLAGS)
 _SPLIT = FLAGS.text("split", None, "The split to read; required if the data has several splits.")
 _FEATURES = FLAGS.choice(
     "features",
@@ -59,8 +55,7 @@ def main() -> None:
     output = Path(_OUTPUT.value)
     check_output(output)
     config = _CONFIG.read() if _CONFIG.given else default_evaluation()
-    if _DATA.value is not None:
-        select_data(config, _DATA.value, _CONFIG.overrides)
+    _DATA.select(config, _CONFIG.overrides)
     if FLAGS.given("features") and "features" in _CONFIG.overrides:
         raise UserError("--features and --config.features set the same value: give one of them")
     with config.ignore_type():

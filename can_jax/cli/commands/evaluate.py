@@ -13,7 +13,7 @@ from etils import epath
 
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
-from can_jax.cli.data import select_data
+from can_jax.cli.data import DataFlag
 from can_jax.cli.job import Job
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.measure import evaluate
@@ -38,11 +38,7 @@ _STEP = FLAGS.integer(
     "step", None, "The step of the run's checkpoint to use; by default the latest.", 0
 )
 _WORKDIR = FLAGS.path("workdir", "The directory to which results.json and report.html are written.")
-_DATA = FLAGS.path(
-    "data",
-    "The path of the images: a folder, shards or arrays; by default the data set of the run.",
-    web=True,
-)
+_DATA = DataFlag(FLAGS)
 _UNTRAINED = FLAGS.switch(
     "untrained", False, "Evaluate the encoder with random initial weights, not its trained ones."
 )
@@ -60,8 +56,7 @@ def main() -> None:
         )
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: give the directory for the results")
-    if _DATA.value is not None:
-        select_data(protocol, _DATA.value, _CONFIG.overrides)
+    _DATA.select(protocol, _CONFIG.overrides)
     checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
     config = resolve_evaluation(protocol)
     JOB.join()
