@@ -3,8 +3,8 @@
     python benchmarks/card.py --minutes=9 --part=step [--models=vit_l,vit_b,vit_h]
         [--variant='unrolled: model.scan=False model.remat=none'] [--config.KEY=VALUE]
     python benchmarks/card.py --minutes=9 --part=kernels
-    python benchmarks/card.py --minutes=9 --part=study [--data=FOLDER] [--cells=a,b] [--epochs=N]
-        [--seeds=N]
+    python benchmarks/card.py --minutes=9 --part=study [--data=FOLDER] [--cells=a,b:EPOCHS]
+        [--epochs=N] [--seeds=N] [--learning_rates=0.001,0.002]
     python benchmarks/card.py --minutes=9 --part=input [--data=FOLDER]
 
 The script runs in a checkout, without an installation of the package. `step`, `kernels` and `study`
@@ -18,8 +18,10 @@ progress is resumed, and a model that is measured again replaces its results.
 - `kernels`: measures each custom operation and its counterpart in a library.
 - `study`: measures the kNN accuracy of cells of a study on CIFAR-10, whose images stay in device
   memory. FOLDER holds train*.npz and test*.npz; without FOLDER, the images are synthetic, which
-  the results state. The encoder of each finished cell's first seed is stored as OUT/CELL.npz for
-  `can_jax.load`.
+  the results state. Each finished cell's encoders are stored as OUT/CELL-encoder-SEED.npz for
+  `can_jax.load`. Given learning rates, each method first trains briefly with all of them at once,
+  without the last tenth of the training images. Its cells use the rate with the highest kNN
+  accuracy on that tenth.
 - `input`: measures the input pipeline, and a pipeline with Pillow as a baseline.
 """
 
@@ -58,6 +60,8 @@ from can_jax.utils.files import replace_text  # noqa: E402
 # time is left.
 BATCHES = {"vit_l": (64, 128), "vit_b": (256, 512), "vit_h": (32, 64)}
 SAVE_SECONDS = 60.0  # The interval at which a cell in progress is saved.
+HELD_OUT = 0.1  # The fraction of the training images that chooses a learning rate.
+COMPILERS = 4  # Cells compiled at a time.
 MARGIN = 10.0  # Seconds before the end in which no measurement is started.
 SHARE = 0.6  # The fraction of the remaining time for a model, if further models follow.
 GRACE = 30.0  # Seconds after the time of a model at which its process is killed.
@@ -265,67 +269,119 @@ def run_kernels(options: argparse.Namespace, report: Report, clock: Clock) -> No
 
 
 def run_study(options: argparse.Namespace, report: Report, clock: Clock) -> None:
-    """Train the cells of a study one after the other."""
-    import jax
-
-    from can_jax.benchmark.device_study import Training, make_cell, read_images
+    """Tune the learning rates of the cells if some are given, then train the cells."""
+    from can_jax.benchmark.device_cells import make_cell, read_images
 
     recipe = recipe_of("cifar10", options)
     images = read_images(options.data, options.images, recipe.data.image_size)
     changes = {"can": {}, **CELLS}
-    names = options.cells.split(",") if options.cells else list(changes)
-    if unknown := [name for name in names if name not in changes]:
+    lengths = cell_lengths(options.cells or ",".join(changes), options.epochs)
+    methods = {name: name.partition(":")[0] for name in lengths}
+    if unknown := [method for method in methods.values() if method not in changes]:
         raise UserError(f"--cells={unknown[0]}: choose from {', '.join(changes)}")
-    cells = [
-        make_cell(name, recipe, changes[name], options.epochs, options.seeds, images)
-        for name in names
-    ]
-    finished = [c.name for c in cells if report.results.get(c.name, {}).get("finished") == c.key]
-    for name in finished:
-        say(f"{name} is finished")
-    waiting = [cell for cell in cells if cell.name not in finished]
-    placed = jax.device_put((images.train, images.train_labels))
-    folder = report.path.parent
-
-    def compiled(cell: Any) -> Training:
-        return Training(cell, placed).compile()
-
-    with ThreadPoolExecutor(1) as pool:  # The thread compiles the next cell while one trains.
-        ahead: Future[Training] | None = None
-        while waiting and clock.left() > 0:
-            cell = waiting.pop(0)
-            started = time.monotonic()
-            training = ahead.result() if ahead else compiled(cell)
-            say(f"{cell.name}: compiled, waited {time.monotonic() - started:.0f} s")
-            ahead = None
-            entry = restore_or_start(training, report, folder)
-            entry["images"] = images.origin
-            began, first, saved = time.monotonic(), training.epoch, time.monotonic()
-            for metrics in training.train(options.epochs):
-                record: dict[str, Any] = {"epoch": training.epoch, "metrics": rounded(metrics)}
-                done = training.epoch == options.epochs
-                if done or training.epoch % options.probe_epochs == 0:
-                    record["knn"] = training.accuracies()
-                entry["curve"].append(record)
-                each = (time.monotonic() - began) / (training.epoch - first)
-                rest = each * (options.epochs - training.epoch)
-                say(progress(cell.name, record, options.epochs, each, rest, waiting, clock.left()))
-                entry["images_per_second"] = len(cell.seeds) * len(images.train) / each
-                if waiting and ahead is None and clock.left() > 2 * rest + MARGIN:
-                    ahead = pool.submit(compiled, waiting[0])
-                if not done and (clock.left() < each or time.monotonic() - saved > SAVE_SECONDS):
-                    training.save(folder)
-                    report.add(cell.name, entry)
-                    saved = time.monotonic()
-                if not done and clock.left() < each:
-                    say("no time is left; the same command resumes this cell")
+    rates, held_out = options.learning_rates, images.held_out(HELD_OUT)
+    with ThreadPoolExecutor(COMPILERS) as pool:  # Its threads compile while a cell trains.
+        queue = Queue(options, report, clock, pool)
+        tuning = {method: f"{method}, learning rates" for method in methods.values() if rates}
+        for method, name in tuning.items():
+            epochs, zeros = options.tuning_epochs, [0] * len(rates)
+            queue.add(make_cell(name, recipe, changes[method], epochs, zeros, held_out, rates))
+        for method in dict.fromkeys(methods.values()):
+            best = {}
+            if rates:
+                if not queue.train(tuning[method]):
                     return
-            entry |= {"finished": cell.key, "knn": entry["curve"][-1]["knn"]}
-            report.add(cell.name, entry)
-            training.save_encoder(folder / f"{cell.name}.npz")
-            training.discard(folder)
-    for cell in waiting:
-        say(f"no time is left for {cell.name}")
+                accuracies = report.results[tuning[method]]["knn"]
+                best = {"optimizer.learning_rate": rates[accuracies.index(max(accuracies))]}
+                say(f"{method}: the best learning rate is {best['optimizer.learning_rate']}")
+            for name in (name for name in lengths if methods[name] == method):
+                settings, seeds = changes[method] | best, range(options.seeds)
+                queue.add(make_cell(name, recipe, settings, lengths[name], seeds, images))
+        queue.train()
+
+
+def cell_lengths(text: str, epochs: int) -> dict[str, int]:
+    """Return the epochs of cells such as ``can,simclr:60``, by their text."""
+    lengths = {}
+    for name in text.split(","):
+        _, colon, own = name.partition(":")
+        if colon and not own.isdecimal():
+            raise UserError(f"--cells={name}: write NAME or NAME:EPOCHS")
+        lengths[name] = int(own) if colon else epochs
+    return lengths
+
+
+class Queue:
+    """The cells of a study that wait for training. Threads compile them meanwhile."""
+
+    def __init__(
+        self, options: argparse.Namespace, report: Report, clock: Clock, pool: ThreadPoolExecutor
+    ):
+        self._options, self._report, self._clock, self._pool = options, report, clock, pool
+        self._waiting: list[tuple[Any, Future[Any]]] = []
+        self._placed: dict[int, Any] = {}
+
+    def add(self, cell: Any) -> None:
+        """Let a thread compile a cell, unless the report holds its results."""
+        import jax
+
+        from can_jax.benchmark.device_study import Training
+
+        if self._report.results.get(cell.name, {}).get("finished") == cell.key:
+            say(f"{cell.name} is finished")
+            return
+        images = cell.images
+        if id(images) not in self._placed:
+            self._placed[id(images)] = jax.device_put((images.train, images.train_labels))
+        placed = self._placed[id(images)]
+        self._waiting.append((cell, self._pool.submit(lambda: Training(cell, placed).compile())))
+
+    def train(self, last: str | None = None) -> bool:
+        """Train the waiting cells in order, up to the cell ``last`` if it is given.
+
+        Returns:
+            Whether the time sufficed.
+        """
+        names = [cell.name for cell, _ in self._waiting]
+        count = names.index(last) + 1 if last in names else 0 if last else len(names)
+        for _ in range(count):
+            cell, compiled = self._waiting.pop(0)
+            if self._clock.left() < 0 or not self._train(cell, compiled):
+                for name in (cell.name, *(cell.name for cell, _ in self._waiting)):
+                    say(f"no time is left for {name}; the same command continues")
+                return False
+        return True
+
+    def _train(self, cell: Any, compiled: Future[Any]) -> bool:
+        """Train a cell to its end, or until no time is left; return whether it is finished."""
+        clock, report, folder = self._clock, self._report, self._report.path.parent
+        started = time.monotonic()
+        training = compiled.result()
+        say(f"{cell.name}: compiled, waited {time.monotonic() - started:.0f} s")
+        entry = restore_or_start(training, report, folder)
+        began, first, saved = time.monotonic(), training.epoch, time.monotonic()
+        for metrics in training.train(cell.epochs):
+            record: dict[str, Any] = {"epoch": training.epoch, "metrics": rounded(metrics)}
+            done = training.epoch == cell.epochs
+            if done or training.epoch % self._options.probe_epochs == 0:
+                record["knn"] = training.accuracies()
+            entry["curve"].append(record)
+            each = (time.monotonic() - began) / (training.epoch - first)
+            later = [waiting.epochs for waiting, _ in self._waiting]
+            say(progress(cell, record, each, later, clock.left()))
+            entry["images_per_second"] = len(cell.seeds) * len(cell.images.train) / each
+            if not done and (clock.left() < each or time.monotonic() - saved > SAVE_SECONDS):
+                training.save(folder)
+                report.add(cell.name, entry)
+                saved = time.monotonic()
+            if not done and clock.left() < each:
+                return False
+        entry |= {"finished": cell.key, "knn": entry["curve"][-1]["knn"]}
+        report.add(cell.name, entry)
+        if len(set(cell.seeds)) == len(cell.seeds):  # Otherwise the learning rate was tuned.
+            training.save_encoders(folder)
+        training.discard(folder)
+        return True
 
 
 def restore_or_start(training: Any, report: Report, folder: Path) -> dict[str, Any]:
@@ -341,9 +397,16 @@ def restore_or_start(training: Any, report: Report, folder: Path) -> dict[str, A
         "started": cell.key,
         "config": json.loads(cell.config.to_json_best_effort()),
         "seeds": list(cell.seeds),
+        "learning_rates": list(cell.learning_rates),
+        "images": cell.images.origin,
         "linear_bound": training.linear_bound,
         "curve": [before],
     }
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers separated by commas."""
+    return tuple(map(float, text.split(",")))
 
 
 def rounded(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -351,16 +414,14 @@ def rounded(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: float(f"{value:.6g}") for name, value in one.items()} for one in metrics]
 
 
-def progress(
-    name: str, record: dict[str, Any], epochs: int, each: float, rest: float, waiting: list[Any],
-    left: float,
-) -> str:  # fmt: skip
-    """Return a status line of a cell in progress."""
+def progress(cell: Any, record: dict[str, Any], each: float, later: list[int], left: float) -> str:
+    """Return a status line of a cell in progress; ``later`` holds the epochs of waiting cells."""
     accuracy = "".join(f" {value:.2f}" for value in record.get("knn", ()))
-    everything = rest + each * epochs * len(waiting)
+    rest = each * (cell.epochs - record["epoch"])
     return (
-        f"{name}: epoch {record['epoch']}/{epochs}, {each:.2f} s each, {rest:.0f} s for this cell, "
-        f"{everything:.0f} s for all, {left:.0f} s left" + (f"; kNN{accuracy}" if accuracy else "")
+        f"{cell.name}: epoch {record['epoch']}/{cell.epochs}, {each:.2f} s each, {rest:.0f} s for "
+        f"this cell, {rest + each * sum(later):.0f} s for all, {left:.0f} s left"
+        + (f"; kNN{accuracy}" if accuracy else "")
     )
 
 
@@ -436,8 +497,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--product", type=int, default=8192, help="step: rows of the matrix product")
     add("--in_process", action="store_true", help=argparse.SUPPRESS)
     add("--data", help="study, input: the folder of the images")
-    add("--cells", help="study: names; all by default")
+    add("--cells", help="study: NAME or NAME:EPOCHS, separated by commas; all by default")
     add("--epochs", type=int, default=100, help="study: the length of a cell")
+    add("--learning_rates", type=numbers, default=(), help="study: values to choose from")
+    add("--tuning_epochs", type=int, default=10, help="study: the length of a run of the choice")
     add("--seeds", type=int, default=3, help="study: runs of a cell")
     add("--probe_epochs", type=int, default=10, help="study: epochs between kNN accuracies")
     add("--images", type=int, help="study: training images; all by default")

@@ -1,33 +1,29 @@
 """Training of many configurations on one device, with all images in the device's memory.
 
-A `Cell` is one configuration that is trained with several seeds. The seeds train in parallel in one
-`jax.vmap` program, so that even a small network occupies an accelerator. Each epoch is one call of
-a compiled loop over `can_jax.train.step.Step.train`. The host only computes the order of examples.
+A `Cell` is one configuration that is trained in several runs, which differ in their seed or
+learning rate. The runs train in parallel in one `jax.vmap` program, so that even a small network
+occupies an accelerator. Each epoch is one call of a compiled loop over
+`can_jax.train.step.Step.train`. The host only computes the order of examples.
 
 `can_jax.augment.device_crops` crops on the device. The train step is that of `can-jax train`.
 """
 
 import dataclasses
-import hashlib
-import json
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from can_jax.augment.device_crops import random_crops
-from can_jax.config.baselines import changed
-from can_jax.config.durations import TOTAL
-from can_jax.config.resolve import resolve, to_json
+from can_jax.benchmark.device_cells import Cell
 from can_jax.data.pipeline.batch import Batch
 from can_jax.data.pipeline.order import Order
-from can_jax.data.sources.arrays import open_arrays
-from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.features.knn import knn_accuracy
 from can_jax.models.backbones import encoder_size
@@ -49,132 +45,12 @@ from can_jax.train.patch_statistics import (
 from can_jax.train.run_length import make_run_length
 from can_jax.train.step import QUICKLY, Step, TrainState, make_step
 from can_jax.utils.archives import read_npz
-from can_jax.utils.errors import UserError
 from can_jax.utils.files import replacing
 from can_jax.weights.torch_layout import to_torch
 
 CROPS = 0x43524F50  # the stream of random numbers from which crops are drawn
 FEATURE_BATCH = 500  # images encoded at a time
-CHANNELS = 3
 Metrics = dict[str, float]
-
-
-class Images(NamedTuple):
-    """The images and labels of a study, in host memory.
-
-    Attributes:
-        train, test: The uint8 images of the training and test splits.
-        train_labels, test_labels: The class label of each image, a nonnegative integer.
-        origin: The folder from which the images were read, or ``synthetic shapes``.
-    """
-
-    train: UInt8[np.ndarray, "examples height width channels"]
-    train_labels: Int[np.ndarray, " examples"]
-    test: UInt8[np.ndarray, "others height width channels"]
-    test_labels: Int[np.ndarray, " others"]
-    origin: str
-
-    @property
-    def digest(self) -> str:
-        """The first 16 hex digits of a SHA-256 hash of all images and labels."""
-        hashed = hashlib.sha256()
-        for array in self[:4]:
-            hashed.update(np.asarray(array).tobytes())
-        return hashed.hexdigest()[:16]
-
-
-def read_images(path: str | None, count: int | None, size: int) -> Images:
-    """Read images and labels from a folder of npz files, or generate images of synthetic shapes.
-
-    Args:
-        path: A folder that the data source ``arrays`` can read; None for synthetic shapes.
-        count: The maximum number of training images; None for all. For synthetic shapes, the number
-            of images in each split; None for 50,000.
-        size: The height and width of synthetic images in pixels.
-
-    Raises:
-        UserError: The folder holds no npz files of images, or an image has no label.
-    """
-    if path is None:
-        count = count or 50_000
-        splits = [
-            open_shapes(n, (size, size), CHANNELS, split)
-            for n, split in ((count, "train"), (count, "test"))
-        ]
-        origin = "synthetic shapes"
-    else:
-        splits = [open_arrays(path, split, CHANNELS) for split in ("train", "test")]
-        origin = path
-    arrays: list[Any] = []
-    for source, most in zip(splits, (count, None), strict=True):
-        labels = np.asarray(source.labels, np.int32)[:most]
-        if (labels < 0).any():
-            raise UserError(f"--data={path}: the kNN accuracy requires a label for every image")
-        arrays += [np.asarray(source.images)[:most], labels]
-    return Images(arrays[0], arrays[1], arrays[2], arrays[3], origin)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A configuration that is trained with several seeds.
-
-    Attributes:
-        name: The name of the cell in results and file names.
-        config: The resolved configuration, whose `total_steps` is a multiple of `epoch_steps`.
-        seeds: The random seeds, one for each of the parallel training runs.
-        images: The training and test images with their labels.
-    """
-
-    name: str
-    config: ConfigDict
-    seeds: tuple[int, ...]
-    images: Images
-
-    @property
-    def epoch_steps(self) -> int:
-        """The number of full batches in an epoch. Leftover images begin the next epoch."""
-        return len(self.images.train) // self.config.batch_size
-
-    @property
-    def epochs(self) -> int:
-        """The number of epochs for which the cell trains."""
-        return int(self.config.total_steps) // self.epoch_steps
-
-    @property
-    def key(self) -> str:
-        """A hash of the configuration, the seeds, the images and the labels."""
-        determining = json.dumps([to_json(self.config), self.seeds, self.images.digest])
-        return hashlib.sha256(determining.encode()).hexdigest()[:16]
-
-
-def make_cell(
-    name: str, recipe: ConfigDict, changes: dict[str, Any], epochs: int, seeds: int, images: Images
-) -> Cell:
-    """Return a `Cell` that trains a recipe with some settings changed.
-
-    Args:
-        name: The name of the cell, used in results and file names.
-        recipe: The configuration of a recipe, not yet resolved.
-        changes: The changed settings by dotted configuration key.
-        epochs: The number of training epochs.
-        seeds: The number of runs in parallel, whose seeds are 0, 1 and so on.
-        images: The training and test images with their labels.
-
-    Raises:
-        UserError: A setting is invalid, or the batch size exceeds the number of training images.
-    """
-    recipe = changed(recipe, changes)
-    if (recipe.augment.crop_interpolation, recipe.augment.crop_fit) != ("bilinear", "redraw"):
-        raise UserError(f"cell {name!r}: crops on the device are bilinear and redrawn")
-    steps = len(images.train) // recipe.batch_size
-    if not steps:
-        raise UserError(
-            f"cell {name!r}: config.batch_size={recipe.batch_size} exceeds the "
-            f"{len(images.train)} training images: reduce it"
-        )
-    lengths = dict.fromkeys(TOTAL) | {"total_steps": epochs * steps}
-    recipe = changed(recipe, lengths | {"data.path": recipe.data.path or "-"})
-    return Cell(name, resolve(recipe), tuple(range(seeds)), images)
 
 
 class Training:
@@ -200,6 +76,10 @@ class Training:
         self._step = make_step(config, rate)
         self._images = placed
         self._seeds = jnp.asarray(cell.seeds, jnp.int32)
+        # The factor of the schedule of each run.
+        self._factors = jnp.asarray(
+            [value / config.optimizer.learning_rate for value in cell.learning_rates], jnp.float32
+        )
         self.epoch = 0
 
     def compile(self) -> "Training":
@@ -210,7 +90,8 @@ class Training:
         )
         positions = jax.ShapeDtypeStruct(order.shape, jnp.uint32)
         jitted = jax.jit(self._advance, donate_argnums=0)
-        self._compiled = jitted.lower(states, self._images, self._seeds, positions, order).compile()
+        runs = (self._seeds, self._factors)
+        self._compiled = jitted.lower(states, self._images, runs, positions, order).compile()
         self._encode = jax.jit(self._features)
         return self
 
@@ -235,9 +116,9 @@ class Training:
 
         While the device trains, the host computes the order of examples in the next epoch.
         """
-        order = self._order(self.epoch)
+        order, runs = self._order(self.epoch), (self._seeds, self._factors)
         while self.epoch < epochs:
-            self.states, metrics = self._compiled(self.states, self._images, self._seeds, *order)
+            self.states, metrics = self._compiled(self.states, self._images, runs, *order)
             self.epoch += 1
             if self.epoch < epochs:
                 order = self._order(self.epoch)
@@ -284,27 +165,29 @@ class Training:
         self.epoch = epochs.pop()
         return True
 
-    def save_encoder(self, path: Path) -> None:
-        """Write the encoder of the first seed as an npz file with the parameter names of MAE.
+    def save_encoders(self, folder: Path) -> None:
+        """Write the encoder of each seed to an npz file with the parameter names of MAE.
 
-        To read the file, pass the configured values of ``heads``, ``mean`` and ``std`` to
+        To read a file, pass the configured values of ``heads``, ``mean`` and ``std`` to
         `can_jax.load`.
         """
-        states = jax.tree.map(lambda leaf: leaf[0], jax.device_get(self.states))
-        parameters, _ = fold(states.parameters, states.batch_stats)
-        config = self.cell.config
+        config, all_states = self.cell.config, jax.device_get(self.states)
         positions = positions_with_class(grid_of(config), encoder_size(config.model).width)
-        encoder = to_torch({"encoder": parameters["encoder"]}, config.model.patch_size)
-        arrays: dict[str, Any] = {"pos_embed": positions[None], **encoder}
-        with replacing(path) as file, file.open("wb") as stream:
-            np.savez(stream, **arrays)
+        for i, seed in enumerate(self.cell.seeds):
+            states = jax.tree.map(operator.itemgetter(i), all_states)
+            parameters, _ = fold(states.parameters, states.batch_stats)
+            encoder = to_torch({"encoder": parameters["encoder"]}, config.model.patch_size)
+            arrays: dict[str, Any] = {"pos_embed": positions[None], **encoder}
+            path = self._file(folder, f"encoder-{seed}")
+            with replacing(path) as file, file.open("wb") as stream:
+                np.savez(stream, **arrays)
 
     def discard(self, folder: Path) -> None:
         """Delete the train states that `save` wrote for this cell."""
         for seed in self.cell.seeds:
             self._file(folder, seed).unlink(missing_ok=True)
 
-    def _file(self, folder: Path, seed: int) -> Path:
+    def _file(self, folder: Path, seed: int | str) -> Path:
         words = "".join(c if c.isalnum() else "_" for c in self.cell.name)
         return folder / f"{words}-{seed}.npz"
 
@@ -314,6 +197,12 @@ class Training:
         with config.ignore_type():
             config.seed = seed
         return dataclasses.replace(self._step, config=config)
+
+    def _run(self, seed: Array, factor: Array) -> Step:
+        """Return the train step of a run, whose learning rates are those of the schedule times
+        ``factor``."""
+        step = self._seeded(seed)
+        return dataclasses.replace(step, schedule=lambda at: factor * step.schedule(at))
 
     def _fresh(self, seeds: Int[Array, " seeds"]) -> TrainState:
         return jax.vmap(lambda seed: self._seeded(seed).fresh())(seeds)
@@ -338,18 +227,20 @@ class Training:
         self,
         states: TrainState,
         images: tuple[Array, Array],
-        seeds: Int[Array, " seeds"],
+        runs: tuple[Int[Array, " seeds"], Float[Array, " seeds"]],
         positions: Array,
         examples: Int[Array, "steps seeds batch"],
     ) -> tuple[TrainState, dict[str, Array]]:
         """Train for one epoch, and return the states and the mean metrics of each seed."""
 
-        def one(seed: Array, state: TrainState, position: Array, example: Array) -> Any:
-            batch = self._batch(seed, *images, position, example)
-            return self._seeded(seed).train(state, batch)
+        def one(
+            run: tuple[Array, Array], state: TrainState, position: Array, example: Array
+        ) -> Any:
+            batch = self._batch(run[0], *images, position, example)
+            return self._run(*run).train(state, batch)
 
         def step(states: TrainState, batch: tuple[Array, Array]) -> Any:
-            return jax.vmap(one)(seeds, states, *batch)
+            return jax.vmap(one)(runs, states, *batch)
 
         states, metrics = jax.lax.scan(step, states, (positions, examples))
         return states, {name: values.mean(axis=0) for name, values in metrics.items()}

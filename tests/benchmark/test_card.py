@@ -150,10 +150,11 @@ def test_study_resumes_and_ends_as_without_a_stop(bare, tmp_path):
     assert len(cell["knn"]) == 2 and cell["images"] == str(tmp_path)
     one, two = (line["loss/total"] for line in cell["curve"][1]["metrics"])
     assert one != two
-    (weights,) = whole.glob("*.npz")
+    weights = sorted(whole.glob("*.npz"))
+    assert [file.name for file in weights] == ["can-encoder-0.npz", "can-encoder-1.npz"]
     settings = cell["config"]["augment"]
-    encoder = can_jax.load(weights, heads=3, mean=settings["mean"], std=settings["std"])
-    assert weights.name == "can.npz" and (encoder.width, encoder.patch_size) == (24, 4)
+    encoder = can_jax.load(weights[1], heads=3, mean=settings["mean"], std=settings["std"])
+    assert (encoder.width, encoder.patch_size) == (24, 4)
 
     stopped = tmp_path / "stopped"
     stopped.mkdir()
@@ -172,3 +173,26 @@ def test_study_resumes_and_ends_as_without_a_stop(bare, tmp_path):
     assert last[0] == last[1]
     done, _ = card(bare, stopped, "study", EPOCHS, *options)
     assert "can is finished" in done.stdout
+
+
+@pytest.mark.slow
+def test_study_tunes_the_learning_rate_of_each_method(bare, tmp_path):
+    cifar(tmp_path)
+    done, found = card(
+        bare, tmp_path, "study", f"--data={tmp_path}", "--cells=can,simclr,simclr:1", "--epochs=2",
+        "--seeds=1", "--tuning_epochs=1", "--learning_rates=1e-5,0.1", "--config.batch_size=16",
+        *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = found["results"]
+    for method in ("can", "simclr"):
+        tuned = results[f"{method}, learning rates"]
+        assert tuned["learning_rates"] == [1e-5, 0.1] and tuned["seeds"] == [0, 0]
+        best = tuned["learning_rates"][tuned["knn"].index(max(tuned["knn"]))]
+        assert results[method]["learning_rates"] == [best]
+    assert [len(results[name]["curve"]) - 1 for name in ("simclr", "simclr:1")] == [2, 1]
+    done, _ = card(
+        bare, tmp_path, "study", f"--data={tmp_path}", "--cells=can", "--learning_rates=0,0.1",
+        "--config.batch_size=16", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 1 and "optimizer.learning_rate=0" in done.stderr
