@@ -83,26 +83,42 @@ class Training:
         self.epoch = 0
 
     def compile(self) -> "Training":
-        """Compile the program that trains for one epoch, and return ``self``."""
-        states = jax.eval_shape(self._fresh, self._seeds)
-        order = jax.ShapeDtypeStruct(
-            (self.cell.epoch_steps, len(self._seeds), self.cell.config.batch_size), jnp.int32
+        """Compile all programs of this cell, and return ``self``.
+
+        A thread can call this method while another cell trains.
+        """
+        cell, seeds = self.cell, self._seeds
+        initialize = jax.jit(self._fresh, compiler_options=QUICKLY).lower(seeds)
+        states = initialize.out_info
+        examples = (len(seeds), cell.config.batch_size)
+        batch = tuple(jax.ShapeDtypeStruct(examples, kind) for kind in (jnp.uint32, jnp.int32))
+        batches = tuple(
+            jax.ShapeDtypeStruct((cell.epoch_steps, *leaf.shape), leaf.dtype) for leaf in batch
         )
-        positions = jax.ShapeDtypeStruct(order.shape, jnp.uint32)
-        jitted = jax.jit(self._advance, donate_argnums=0)
-        runs = (self._seeds, self._factors)
-        self._compiled = jitted.lower(states, self._images, runs, positions, order).compile()
-        self._encode = jax.jit(self._features)
+        parts = jax.ShapeDtypeStruct((FEATURE_BATCH, *cell.images.test.shape[1:]), jnp.uint8)
+        advance, runs = jax.jit(self._advance, donate_argnums=0), (seeds, self._factors)
+        self._initialize = initialize.compile()
+        self._advanced = advance.lower(states, self._images, runs, *batches).compile()
+        self._features = jax.jit(self._features_of).lower(states, parts).compile()
+        if self._measures:
+            measure = jax.jit(jax.vmap(self._second_moment, in_axes=(None, 0, 0, 0)))
+            self._second_moments = measure.lower(self._images, seeds, *batch).compile()
         return self
+
+    @property
+    def _measures(self) -> bool:
+        """Whether the moments of image patches are measured before the training."""
+        config = self.cell.config
+        return embedding_kind(config) == "whitened" or bool(config.noise.linear_bound)
 
     def start(self) -> None:
         """Initialize the train state of each seed, and measure patch statistics if required."""
-        self.states = jax.jit(self._fresh, compiler_options=QUICKLY)(self._seeds)
+        self.states = self._initialize(self._seeds)
         config = self.cell.config
-        whitens, self.linear_bound = embedding_kind(config) == "whitened", None
-        if whitens or config.noise.linear_bound:
+        self.linear_bound = None
+        if self._measures:
             moments = self._moments()
-            if whitens:
+            if embedding_kind(config) == "whitened":
                 maps = [whitening_of(config, each) for each in moments]
                 stacked = {name: np.stack([m[name] for m in maps]) for name in maps[0]}
                 self.states.batch_stats = with_map(self.states.batch_stats, stacked)
@@ -118,7 +134,7 @@ class Training:
         """
         order, runs = self._order(self.epoch), (self._seeds, self._factors)
         while self.epoch < epochs:
-            self.states, metrics = self._compiled(self.states, self._images, runs, *order)
+            self.states, metrics = self._advanced(self.states, self._images, runs, *order)
             self.epoch += 1
             if self.epoch < epochs:
                 order = self._order(self.epoch)
@@ -214,14 +230,16 @@ class Training:
         images = count * config.batch_size
         positions, examples = self._order(0)
         batches = list(zip(positions, examples, strict=True))[:count]
+        moments = [
+            np.asarray(self._second_moments(self._images, self._seeds, *batch)) for batch in batches
+        ]
+        return [moments_of(each, images) for each in np.mean(moments, axis=0)]
 
-        def of_seed(seed: Array, position: Array, example: Array) -> Array:
-            batch = self._batch(seed, *self._images, position, example)
-            return second_moment(self._seeded(seed).config, batch)
-
-        measure = jax.jit(jax.vmap(of_seed))
-        second_moments = [np.asarray(measure(self._seeds, *batch)) for batch in batches]
-        return [moments_of(second, images) for second in np.mean(second_moments, axis=0)]
+    def _second_moment(
+        self, images: tuple[Array, Array], seed: Array, position: Array, example: Array
+    ) -> Array:
+        batch = self._batch(seed, *images, position, example)
+        return second_moment(self._seeded(seed).config, batch)
 
     def _advance(
         self,
@@ -274,18 +292,13 @@ class Training:
         everywhere = by_step([positions] * len(examples)).astype(np.uint32)
         return everywhere, by_step(examples).astype(np.int32)
 
-    def _features(self, states: TrainState, images: Array) -> Float[Array, "seeds images width"]:
-        chunk = min(FEATURE_BATCH, len(images))
-        chunks = images.reshape(-1, chunk, *images.shape[1:])
-
-        def encode(state: TrainState) -> Array:
-            features = jax.lax.map(lambda part: self._step.features(state, part), chunks)
-            return features.reshape(-1, features.shape[-1]).astype(jnp.float32)
-
-        return jax.vmap(encode)(states)
+    def _features_of(self, states: TrainState, images: Array) -> Float[Array, "seeds images width"]:
+        features = jax.vmap(lambda state: self._step.features(state, images))(states)
+        return features.astype(jnp.float32)
 
     def _encoded(self, images: np.ndarray) -> np.ndarray:
         """Return the features of images for each seed, of shape (seeds, images, width)."""
-        padding = -len(images) % min(FEATURE_BATCH, len(images))
-        padded = np.concatenate([images, images[:padding]])
-        return np.asarray(self._encode(self.states, padded))[:, : len(images)]
+        padding = np.zeros((-len(images) % FEATURE_BATCH, *images.shape[1:]), np.uint8)
+        chunks = np.concatenate([images, padding]).reshape(-1, FEATURE_BATCH, *images.shape[1:])
+        features = [np.asarray(self._features(self.states, chunk)) for chunk in chunks]
+        return np.concatenate(features, axis=1)[:, : len(images)]

@@ -13,7 +13,7 @@ def test_each_seed_whitens_the_patches_of_its_own_first_images():
     changes = {"model.patch_embed": "whitened", "noise.linear_bound": True}
     images = read_images(None, 64, 16)
     cell = make_cell("whitened", recipe, changes, 1, (0, 1), images)
-    training = Training(cell, jax.device_put((images.train, images.train_labels)))
+    training = Training(cell, jax.device_put((images.train, images.train_labels))).compile()
     training.start()
     maps = np.asarray(training.states.batch_stats["encoder"]["patch_embed"]["map"])
     assert maps.shape == (2, 48, 48)
