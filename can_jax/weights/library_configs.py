@@ -138,10 +138,12 @@ def merged(*parts: Stated) -> Stated:
 def equal_facts(value: Any, other: Any) -> bool:
     """Return whether two values are equal up to rounding; a single number is broadcast to a
     list."""
+    if value == other:
+        return True
     try:
         return np.allclose(np.asarray(value, float), np.asarray(other, float), rtol=1e-6, atol=0)
     except (TypeError, ValueError):  # The values are not numbers, or have different lengths.
-        return bool(value == other)
+        return False
 
 
 def _parsed(parse: Callable[[Facts], Stated], path: epath.Path, content: Facts) -> Stated:

@@ -262,6 +262,12 @@ def test_weights_of_another_library_are_converted(imported, tmp_path, format):
         np.testing.assert_allclose(found, tokens, atol=1e-5)
 
 
+def test_an_export_of_weights_without_a_step_can_be_loaded(imported, tmp_path):
+    place, _ = imported
+    can_jax.export_encoder(place, "safetensors", tmp_path / "out", heads=3, mean=0.5, std=0.25)
+    assert can_jax.load(tmp_path / "out").step is None
+
+
 @pytest.mark.parametrize("format", ["huggingface", "big_vision"])
 def test_format_without_an_option_is_refused(imported, tmp_path, format):
     with pytest.raises(UserError, match=f"--format={format} cannot express (qk_norm|layer_scale)"):
