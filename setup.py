@@ -20,5 +20,7 @@ if "editable_wheel" in sys.argv:
 setup(
     packages=[*find_packages(include=["can_jax*"]), *SHIPPED],
     package_dir={"": "."} | SHIPPED,
-    package_data={"": ["*.json", "*.npz", "*.sh", "*.yaml", "py.typed", "templates/*"]},
+    package_data={
+        "": ["*.json", "*.npz", "*.sh", "*.yaml", "py.typed", "shipped/*/*", "templates/*"]
+    },
 )

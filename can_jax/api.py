@@ -34,8 +34,8 @@ def load(
         features = encoder(images)  # float32 (2, width)
 
     Args:
-        path: A run directory, one of its checkpoints, an export, a Hugging Face or timm folder, or
-            a file of weights.
+        path: A run directory, one of its checkpoints, an export, a Hugging Face or timm folder, a
+            file of weights, or the name of an installed encoder: ``can-cifar10``.
         image_size: The size of the input images in pixels: one side for square images, or (height,
             width). Defaults to the image size of pretraining.
         heads: The number of attention heads of the encoder, required only if neither the files nor

@@ -19,6 +19,7 @@ from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config.resolve import from_json, resolve_encoder
 from can_jax.utils.errors import UserError, one_line, reason_of
 from can_jax.utils.files import json_lines, replace_bytes
+from can_jax.weights.shipped import shipped_names, shipped_or_same
 
 STARTS = "starts.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -185,7 +186,7 @@ def step_path(checkpoint: str, step: int | None) -> str:
     """Return the path ``RUN/checkpoints/STEP`` of a checkpoint; without a step, return
     ``checkpoint``.
 
-    Functions that open a run accept run directories and checkpoint paths; see `split_step`.
+    Functions that open a run accept run directories and checkpoint paths; see `find_checkpoint`.
 
     Raises:
         UserError: A step is given, but the path is not a run directory.
@@ -200,12 +201,28 @@ def step_path(checkpoint: str, step: int | None) -> str:
     return f"{checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
 
 
-def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
-    """Split a checkpoint path ``RUN/checkpoints/STEP`` into the run directory and the step.
+def find_checkpoint(checkpoint: str, setting: str = "") -> tuple[epath.Path, int | None]:
+    """Return the path of a run directory or of weights, and the step of the checkpoint.
 
-    Any other path is returned unchanged with None, which selects the latest valid checkpoint.
+    Args:
+        checkpoint: A run directory; the path ``RUN/checkpoints/STEP`` of a checkpoint; an export;
+            a folder or file of weights; or the name of an encoder installed with the package.
+        setting: The text that precedes ``checkpoint`` in the error message, such as a flag.
+
+    Returns:
+        The path, and the step. A step of None selects the latest valid checkpoint of a run.
+
+    Raises:
+        UserError: The path does not exist, and is no name of an installed encoder.
     """
+    path = shipped_or_same(epath.Path(checkpoint))
     run = path.parent.parent
     if path.parent.name == CHECKPOINTS and path.name.isdigit() and (run / "config.json").exists():
         return run, int(path.name)
+    if not path.exists():
+        names = ", ".join(shipped_names())
+        raise UserError(
+            f"{setting}{checkpoint} does not exist; give a path, or the name of an installed "
+            f"encoder: {names}"
+        )
     return path, None

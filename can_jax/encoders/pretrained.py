@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
+from can_jax.checkpoint.run_directory import find_checkpoint, newest_state, read_run
 from can_jax.config.resolve import default_config, resolve_encoder
 from can_jax.distributed.sharding_rules import named_leaves, shardings
 from can_jax.models.backbones import (
@@ -139,9 +139,7 @@ def open_encoder(
     Raises:
         UserError: The weights cannot be read, or do not match the requested model or image size.
     """
-    path, step = split_step(epath.Path(checkpoint))
-    if not path.exists():
-        raise UserError(f"{checkpoint} does not exist")
+    path, step = find_checkpoint(checkpoint)
     overrides = changes.model
     from_run = is_run(path)
     if from_run:

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.checkpoint.run_directory import split_step
+from can_jax.checkpoint.run_directory import find_checkpoint
 from can_jax.config.resolve import check_keys
 from can_jax.config.validate import check_augment, check_data
 from can_jax.distributed.mesh import make_mesh
@@ -83,9 +83,7 @@ def measure(
     """
     check_directory(workdir, "--workdir=")
     require_input()
-    path, step = split_step(epath.Path(checkpoint))
-    if not path.exists():
-        raise UserError(f"--checkpoint={checkpoint} does not exist")
+    path, step = find_checkpoint(checkpoint, "--checkpoint=")
     protocol = PROTOCOLS.get(config.protocol)
     if not protocol.trains and is_run(workdir):
         raise UserError(

@@ -11,7 +11,7 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
+from can_jax.checkpoint.run_directory import find_checkpoint, newest_state, read_run
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.encoders.pretrained import config_of_facts, from_arrays
@@ -189,9 +189,7 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
     Raises:
         UserError: The model cannot be read, or a required fact about it is unknown.
     """
-    path, step = split_step(epath.Path(checkpoint))
-    if not path.exists():
-        raise UserError(f"--checkpoint={checkpoint} does not exist")
+    path, step = find_checkpoint(checkpoint, "--checkpoint=")
     if not is_run(path):
         return _open_weights(path, given)
     if given != Given():

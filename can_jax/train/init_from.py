@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
-from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
+from can_jax.checkpoint.run_directory import find_checkpoint, newest_state, read_run
 from can_jax.distributed.sharding_rules import named_leaves, path_name
 from can_jax.models.patch_embed import fixed_map, fold, unfold
 from can_jax.models.variant import PLAIN, Variant, variant_of
@@ -56,10 +55,8 @@ def initial_weights(
     Raises:
         UserError: The source cannot be read, or none of its arrays matches.
     """
-    location, at = split_step(epath.Path(source))
+    location, at = find_checkpoint(source, "config.init_from=")
     notes: list[str] = []
-    if not location.exists():
-        raise UserError(f"config.init_from={source} does not exist")
     if is_run(location):
         config = read_run(location)
         step = stored_step(config)

@@ -27,7 +27,8 @@ COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
 _CHECKPOINT = FLAGS.path(
-    "checkpoint", "The encoder: a run directory, an export, or a file or folder of weights."
+    "checkpoint",
+    "The encoder: a run directory, an export, a file or folder of weights, or can-cifar10.",
 )
 _STEP = FLAGS.integer(
     "step", None, "The step of the run's checkpoint to use; by default the latest.", 0

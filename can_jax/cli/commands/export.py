@@ -26,7 +26,8 @@ from can_jax.weights.library_configs import FORMS
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CHECKPOINT = FLAGS.path(
-    "checkpoint", "The weights: a run directory, an export, or a file or folder of weights."
+    "checkpoint",
+    "The weights: a run directory, an export, a file or folder of weights, or can-cifar10.",
 )
 _STEP = FLAGS.integer(
     "step", None, "The step of the run's checkpoint to use; by default the latest.", 0

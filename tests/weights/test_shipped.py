@@ -1,0 +1,47 @@
+"""The encoders that are installed with the package."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+import can_jax
+from can_jax.checkpoint.run_directory import find_checkpoint
+from can_jax.export.model import open_model
+from can_jax.utils.errors import UserError
+from can_jax.weights.shipped import FOLDER, shipped_names
+
+
+@pytest.fixture(autouse=True)
+def away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_installed_encoder_is_loaded_by_its_name():
+    assert "can-cifar10" in shipped_names()
+    rng = np.random.default_rng(0)
+    for name in shipped_names():
+        encoder, stated = can_jax.load(name), can_jax.load(FOLDER / name)
+        images = rng.integers(0, 256, (3, *encoder.image_size, encoder.channels), np.uint8)
+        features = encoder(images)
+        assert np.isfinite(features).all() and features.std(axis=0).max() > 1e-3
+        np.testing.assert_array_equal(features, stated(images))
+        card = (FOLDER / name / "README.md").read_text()
+        assert json.loads((FOLDER / name / "manifest.json").read_text())["format"] in card
+        assert "license:" in card and "## Training" in card
+
+
+def test_every_command_finds_the_same_files():
+    assert find_checkpoint("can-cifar10") == (epath.Path(FOLDER / "can-cifar10"), None)
+    assert open_model("can-cifar10")
+
+
+def test_a_file_in_the_working_directory_comes_first(tmp_path):
+    (tmp_path / "can-cifar10").mkdir()
+    assert find_checkpoint("can-cifar10")[0] == epath.Path("can-cifar10")
+
+
+def test_an_unknown_name_is_answered_with_the_names():
+    with pytest.raises(UserError, match=r"can-cifar does not exist; .*: can-cifar10"):
+        can_jax.load("can-cifar")
