@@ -140,7 +140,7 @@ def facts_of(options: argparse.Namespace) -> dict[str, Any]:
 
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
     facts = environment(mesh)
-    facts["commit"] = facts["commit"] or options.commit
+    facts["commit"] = options.commit or facts["commit"]
     # The stored command has a path relative to the checkout, and no folder of the results.
     script = Path(__file__).resolve().relative_to(ROOT)
     words = [
