@@ -221,8 +221,6 @@ def find_checkpoint(checkpoint: str, setting: str = "") -> tuple[epath.Path, int
         return run, int(path.name)
     if not path.exists():
         names = ", ".join(shipped_names())
-        raise UserError(
-            f"{setting}{checkpoint} does not exist; give a path, or the name of an installed "
-            f"encoder: {names}"
-        )
+        hint = "" if "/" in checkpoint else f"; the installed encoders are: {names}"
+        raise UserError(f"{setting}{checkpoint} does not exist{hint}")
     return path, None
