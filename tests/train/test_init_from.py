@@ -107,6 +107,12 @@ def test_source_that_is_none_is_one_line(tmp_path, make, message):
     assert "\n" not in str(found.value)
 
 
+def test_patches_of_another_size_are_named():
+    _, state, mesh = fresh(model__patch_size=8)
+    with pytest.raises(UserError, match="patches of 4 x 4 pixels with 3 channels, but a patch of"):
+        initial_weights("can-cifar10", state.parameters, mesh)
+
+
 def test_run_directory_without_a_checkpoint_is_refused(tmp_path):
     config, state, mesh = fresh()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
