@@ -108,7 +108,7 @@ def test_source_that_is_none_is_one_line(tmp_path, make, message):
 
 
 def test_patches_of_another_size_are_named():
-    _, state, mesh = fresh(model__patch_size=8)
+    _, state, mesh = fresh(model__patch_size=8, model__width=96, model__depth=4)
     with pytest.raises(UserError, match="patches of 4 x 4 pixels with 3 channels, but a patch of"):
         initial_weights("can-cifar10", state.parameters, mesh)
 
