@@ -17,7 +17,7 @@ import posixpath
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ MARKS = re.compile(
     r"\]\[(?=[A-Z]{1,2}\])"
 )  # of two sources, such as [M][O], which are no reference
 NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+TABLE = re.compile(r"^(\|.*\|)\n(\|[-:| ]+\|)\n((?:\|.*\|(?:\n|$))+)", re.MULTILINE)
+CELL = re.compile(r"(?<!\\)\|")
+MARKUP = re.compile(r"\]\([^)]*\)|[`*\[]")  # what a page does not show
+TEXT = 48  # characters; the style sheet keeps columns with longer cells from becoming narrow
 LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".sh": "bash", ".ipynb": "json"}
 PAGES_OF_ROOT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/NOTES.md")
 # Commands whose help repeats the keys of a recipe, which have a reference of their own.
@@ -79,7 +83,30 @@ def write(name: str, text: str, origin: Path | None = None) -> None:
         text = adapt(text, origin, name)
     path = TARGET / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(outside_code(text, lambda part: TABLE.sub(mark_text_columns, part)))
+
+
+def mark_text_columns(table: re.Match[str]) -> str:
+    """Return a table whose columns of long cells have the class `text` in their header."""
+    rows = [CELL.split(row)[1:-1] for row in (table[1], *table[3].splitlines())]
+    lengths = [
+        max(len(MARKUP.sub("", part.strip())) for part in column)
+        for column in zip(*rows, strict=True)
+    ]
+    heads = [
+        f" {head.strip()} {{ .text }} " if head.strip() and length > TEXT else head
+        for head, length in zip(rows[0], lengths, strict=True)
+    ]
+    return f"|{'|'.join(heads)}|\n{table[2]}\n{table[3]}"
+
+
+def outside_code(text: str, change: Callable[[str], str]) -> str:
+    """Return a page whose parts outside of code blocks are changed."""
+    parts, end = [], 0
+    for fence in FENCE.finditer(text):
+        parts += [change(text[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*parts, change(text[end:])])
 
 
 def adapt(text: str, origin: Path, name: str) -> str:
@@ -99,14 +126,7 @@ def adapt(text: str, origin: Path, name: str) -> str:
         anchor = match[3] if path.suffix == ".md" else ")"  # pages of sources have no headings
         return f"{match[1]}{relative}{anchor}"
 
-    def prose(part: str) -> str:
-        return MARKS.sub(r"]\\[", LINK.sub(link, part))
-
-    parts, end = [], 0
-    for fence in FENCE.finditer(text):
-        parts += [prose(text[end : fence.start()]), fence[0]]
-        end = fence.end()
-    return "".join([*parts, prose(text[end:])])
+    return outside_code(text, lambda part: MARKS.sub(r"]\\[", LINK.sub(link, part)))
 
 
 def place_of(path: Path) -> str:

@@ -141,6 +141,15 @@ def test_references_hold_every_key_and_metric():
     assert "`knn.k`" in BUILD["evaluation_page"]()
 
 
+def test_columns_of_long_cells_are_marked(tmp_path):
+    table = "| `a` | b | |\n|---|--:|---|\n| [{}](x) | {} | `{}` |\n"
+    page = table.format("x" * 48, "y" * 49, "z" * 99)
+    with patch.dict(BUILD["write"].__globals__, TARGET=tmp_path):
+        BUILD["write"]("page.md", f"{page}\n```text\n{page}```\n")
+    marked = page.replace("| b |", "| b { .text } |")  # an empty header cell cannot hold a class
+    assert (tmp_path / "page.md").read_text() == f"{marked}\n```text\n{page}```\n"
+
+
 def test_broken_links_of_the_site_are_found(tmp_path):
     (tmp_path / "a.html").write_text(
         '<h1 id="x"></h1><a href="b.html#y"><a href="#x"><img src="c">'
