@@ -142,6 +142,13 @@ def test_chart_leaves_out_what_is_no_percentage():
     assert text.count("<svg") == 1
 
 
+def test_columns_of_numbers_are_right_aligned():
+    rows = [("CAN", 0, "45.0 ± 0.4", "", markdown.code("1.json")), ("MAE", 1, "", "+0.3", "")]
+    rule = markdown.table(rows, "abcde", right=True).splitlines()[1]
+    assert rule == "|---|--:|--:|--:|---|"
+    assert markdown.table([], "ab", right=True).splitlines()[1] == "|---|--:|"
+
+
 def test_markdown_keeps_its_lines_and_cells():
     table = markdown.table([(EVIL, markdown.code(EVIL))], ("a", "b"))
     assert table.count("\n") == 2 and table.splitlines()[2].replace("\\|", "").count("|") == 3

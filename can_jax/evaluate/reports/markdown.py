@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 SPECIAL = re.compile(r"([\\`*\[\]<>|&#!~])")
+NUMBER = re.compile(r"[-+]?\d")  # the start of a number, such as one with its deviation
 
 
 class Markdown(str):
@@ -46,9 +47,12 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[Any], right: bool = Fals
     Args:
         rows: The cells of each row, escaped on insertion.
         head: The cells of the header row, escaped on insertion.
-        right: Whether to right-align all columns except the first.
+        right: Whether to right-align columns of numbers, except the first column.
     """
-    rule = ["---", *(["--:" if right else "---"] * (len(head) - 1))]
-    first, *others = (" | ".join(map(escape, row)) for row in [head, *rows])
+    cells = [[escape(value) for value in row] for row in rows]
+    columns = list(zip(*cells, strict=True)) or [()] * len(head)
+    numbers = [all(NUMBER.match(cell) for cell in column if cell) for column in columns]
+    rule = ["---", *("--:" if right and column else "---" for column in numbers[1:])]
+    first, *others = (" | ".join(row) for row in [map(escape, head), *cells])
     line = "|".join(rule) if right else f" {' | '.join(rule)} "
     return Markdown("\n".join([f"| {first} |", f"|{line}|", *(f"| {row} |" for row in others)]))
