@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import check_directory, check_file, replace_text, replacing
+from can_jax.utils.files import check_directory, check_file, distinct_names, replace_text, replacing
 
 
 @pytest.mark.parametrize("kind", [Path, epath.Path])
@@ -49,3 +49,9 @@ def test_place_is_checked_without_a_trace(tmp_path, monkeypatch):
     for check in (check_directory, check_file):
         with pytest.raises(UserError, match="a/b cannot be written: Permission denied for"):
             check(tmp_path / "a" / "b")
+
+
+def test_names_of_paths_are_the_shortest_ends_that_differ():
+    assert distinct_names(["/r/a", "s/b/"]) == ["a", "b"]
+    assert distinct_names(["/r/a/e", "/r/b/e", "gs://t/b/f"]) == ["a/e", "b/e", "b/f"]
+    assert distinct_names(["/r/a", "/r/a"]) == ["/r/a", "/r/a"]

@@ -14,7 +14,7 @@ from can_jax.evaluate.reports.comparison import comparison, matrix
 from can_jax.evaluate.reports.results import read_results
 from can_jax.monitoring.console import plain_console
 from can_jax.utils.errors import UserError, printable
-from can_jax.utils.files import check_file, replace_text
+from can_jax.utils.files import check_file, distinct_names, replace_text
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -29,8 +29,7 @@ def main() -> None:
         raise UserError("--runs=OUT1,OUT2 is missing: give the directories of evaluations")
     check_file(_OUTPUT.value, "--output=")
     paths = [epath.Path(run) for run in _RUNS.value]
-    names = [path.name for path in paths]
-    labels = names if len(set(names)) == len(names) else list(_RUNS.value)
+    labels = distinct_names(list(_RUNS.value))
     runs = {label: read_results(path) for label, path in zip(labels, paths, strict=True)}
     output = epath.Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)

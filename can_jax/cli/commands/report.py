@@ -14,7 +14,7 @@ from can_jax.cli.command import Command
 from can_jax.evaluate.reports.run_record import read_record
 from can_jax.evaluate.reports.run_report import run_report
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import check_file, replace_text
+from can_jax.utils.files import check_file, distinct_names, replace_text
 
 COMMAND = Command(__doc__, "RUN...")
 FLAGS = COMMAND.flags
@@ -28,8 +28,7 @@ def main(*runs: str) -> None:
     paths = [os.path.normpath(run) if "://" not in run else run.rstrip("/") for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"a run is given twice: {' '.join(runs)}")
-    names = [os.path.basename(os.path.abspath(path)) for path in paths]
-    labels = names if len(set(names)) == len(names) else paths
+    labels = distinct_names([os.path.abspath(p) if "://" not in p else p for p in paths])
     records = [read_record(epath.Path(p), label) for p, label in zip(paths, labels, strict=True)]
     try:
         replace_text(epath.Path(_OUTPUT.value), run_report(records))
