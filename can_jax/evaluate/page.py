@@ -15,6 +15,8 @@ import jinja2
 from markupsafe import Markup as Html
 
 MARKED = "marked"
+# Table cells break longer words, and break lines only in longer texts; in characters.
+WORD, SHORT = 26, 16
 # The colors of charts that follow the scheme of the reader's system, and their names in style.css.
 INK, EDGE, GRID = "#3c4652", "#c8ced5", "#eef0f2"
 SCHEME = {INK: "var(--ink)", EDGE: "var(--edge)", GRID: "var(--grid)"}
@@ -30,7 +32,8 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "columns": columns, "coded": coded}
+    filters = {"number": number, "columns": columns, "coded": coded}
+    environment.filters |= filters | {"wrapping": wrapping, "classes": classes}
     return environment
 
 
@@ -47,6 +50,8 @@ def render(template: str, **values: Any) -> str:
 
 def number(value: Any) -> str:
     """Format a value for a table cell: round floats, and separate the thousands of integers."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
     if value is None:
@@ -61,11 +66,43 @@ def coded(text: str) -> Html:
     return Html("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))
 
 
+def wrapping(text: str) -> str:
+    """Return the CSS class of a table cell by the length of its words.
+
+    The class is ``long`` if words may be broken to fit the page, and ``text`` if lines are broken
+    between words. Short values, such as dates, stay on one line and have no class.
+    """
+    if max(map(len, text.split()), default=0) > WORD:
+        return "long"
+    return "text" if len(text) > SHORT and " " in text else ""
+
+
+def classes(names: Sequence[str | None]) -> Html:
+    """Return the ``class`` attribute of an element; without names, return an empty string."""
+    present = " ".join(filter(None, names))
+    return Html(' class="{}"').format(present) if present else Html("")
+
+
+def legend(colors: dict[str, str]) -> Html:
+    """Return the legend of a chart as HTML.
+
+    Args:
+        colors: The color of each entry, as a hexadecimal number such as ``#4269d0``, by name.
+    """
+    entry = Html('<span><i style="background: {}"></i>{}</span>')
+    entries = Html("").join(entry.format(color, name) for name, color in colors.items())
+    return Html('<p class="legend">{}</p>').format(entries)
+
+
 def columns(rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
     """Return the column names of table rows, and whether each column holds only numbers."""
     names = dict.fromkeys(name for row in rows for name in row)
-    numbers = int | float | None  # None is an empty cell.
-    return [(n, all(isinstance(row.get(n), numbers) for row in rows)) for n in names]
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float | None) and not isinstance(value, bool)
+
+    # None is an empty cell.
+    return [(name, all(is_number(row.get(name)) for row in rows)) for name in names]
 
 
 def picture(png: bytes, title: str) -> Html:

@@ -1,5 +1,6 @@
 """Pages of results that may be anybody's: every value is shown as text."""
 
+import html
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from etils import epath
 
 from can_jax.evaluate import page
 from can_jax.evaluate.reports import markdown
-from can_jax.evaluate.reports.charts import scatter
+from can_jax.evaluate.reports.charts import metric_chart, scatter
 from can_jax.evaluate.reports.comparison import comparison, matrix
 from can_jax.evaluate.reports.report import report_of
 from can_jax.evaluate.reports.results import read_results
@@ -126,12 +127,66 @@ def test_page_loads_and_runs_nothing():
 def test_any_name_is_shown_in_charts(name):
     """Matplotlib would read some as formulas, or leave them out."""
     runs = {name: results("plain") | {"metrics": {"fog/1/top1": 3.0, "clean/top1": 4.0}}}
-    charts = minidom.parseString(re.search(r"<svg.*</svg>", comparison(runs), re.DOTALL)[0])
-    texts = [node.firstChild.data for node in charts.getElementsByTagName("text")]
-    assert printable(name) in texts
-    dots = minidom.parseString(scatter(np.eye(2), np.array([1, 0]), (name, "other")))
+    legend = re.search(r'<p class="legend">.*?</p>', comparison(runs))[0]
+    assert printable(name) in html.unescape(legend)
+    svg = re.search(
+        r"<svg.*</svg>", scatter(np.eye(2), np.array([1, 0]), (name, "other")), re.DOTALL
+    )
+    dots = minidom.parseString(svg[0])
     titles = [node.firstChild.data for node in dots.getElementsByTagName("title")]
     assert titles == ["other", printable(name)]  # in the order of the examples
+
+
+@pytest.mark.parametrize("values", [(0.01, 300.0), (0.55, 2.3), (1e-6, 2e-6), (0.002, 0.002)])
+def test_labels_of_a_logarithmic_axis_are_plain_numbers(values):
+    points = [(float(step), value) for step, value in enumerate(values)]
+    chart = metric_chart({"a": points}, {}, title="t", xlabel="x", ylabel="", log=True)
+    texts = [node.firstChild.data for node in texts_of(chart)]
+    assert not [text for text in texts if "$" in text or "mathdefault" in text]
+    assert len([text for text in texts if re.fullmatch(r"[0-9.]+(e-[0-9]+)?", text)]) >= 4
+
+
+def texts_of(chart):
+    return minidom.parseString(chart).getElementsByTagName("text")
+
+
+def test_metric_that_is_constant_keeps_its_scale():
+    points = [(0.0, 1e-3), (9.0, 1e-3)]
+    chart = metric_chart({"a": points}, {}, title="t", xlabel="x", ylabel="")
+    texts = [node.firstChild.data for node in texts_of(chart)]
+    assert "0.0010" in texts and "1.00" not in texts
+
+
+def test_legends_are_text_outside_of_the_charts():
+    """The charts shrink with the page, and their text with them."""
+    chart = scatter(np.eye(12, 2), np.arange(12), [f"kind {i}" for i in range(12)])
+    legend, svg = chart.split("<svg", 1)
+    assert "kind 9" in legend and "kind 10" not in legend and "2 other classes" in legend
+    assert "<text" not in svg
+
+
+def test_weights_without_a_step_are_shown_without_one():
+    found = measured("a", "val:1", **{"knn/top1": 50.0})
+    assert ", step 3 (" in report_of(found, {})
+    found["checkpoint"]["step"] = None
+    assert "None" not in report_of(found, {})
+
+
+def test_headlines_are_explained():
+    names = ["knn/top1_fixed", "fewshot/pets/5shot", "health/width", "novel"]
+    text = report_of(measured("a", "val:1", **dict.fromkeys(names, 1.0)), {})
+    assert re.findall("<dt>(.*)</dt>", text) == names[:3]
+    assert "on 5 training images of each class" in text
+    assert "<dt>health/width</dt>" in comparison(
+        {"a": measured("a", "v:1", **{"health/width": 1.0})}
+    )
+
+
+def test_cells_break_long_words_alone():
+    assert page.wrapping("/data/" + "x" * 30) == "long"
+    assert page.wrapping("two words of a sentence") == "text"
+    assert page.wrapping("2026-11-27T06:51:09+0000") == page.wrapping("43.0 to 57.0") == ""
+    assert page.number(True) == "true" and page.columns([{"a": True}]) == [("a", False)]
 
 
 def test_chart_leaves_out_what_is_no_percentage():

@@ -12,16 +12,16 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
-from can_jax.evaluate.page import EDGE, GRID, INK, MARKED, Html, inline_svg
+from can_jax.evaluate.page import EDGE, GRID, INK, MARKED, Html, inline_svg, legend
 from can_jax.utils.errors import printable
 
 COLORS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
     "#9c6b4e", "#9498a0",
 )  # fmt: skip
+OTHER = "#d0d0d0"  # The color of classes after the first ten.
 PARTS = 250  # The maximum number of points of a line, about one per pixel of its width.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
@@ -65,22 +65,23 @@ def as_svg(figure: Figure, tight: bool = True) -> bytes:
 
 
 def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
-    """Plot accuracy against corruption severity, with one line for each named curve."""
+    """Plot accuracy against corruption severity, with one line for each named curve.
+
+    The legend is HTML above the chart, so that its text keeps its size on narrow screens.
+    """
+    colors = colors_of(list(curves))
     top = max(value for curve in curves.values() for value in curve.values())
     severities = sorted({severity for curve in curves.values() for severity in curve})
     with chart_style():
-        figure = Figure(figsize=(8.2, 2.9))
+        figure = Figure(figsize=(5.6, 2.7))
         axis = figure.subplots()
-        lines = [
-            axis.plot(list(curve), list(curve.values()), color=color, lw=2, marker="o", ms=5)[0]
-            for color, curve in zip(itertools.cycle(COLORS), curves.values(), strict=False)
-        ]
+        for name, curve in curves.items():
+            axis.plot(list(curve), list(curve.values()), color=colors[name], lw=2, marker="o", ms=5)
         axis.set(ylim=(0, max(10, 10 * math.ceil(top / 10))), xlabel="severity", ylabel="top-1 (%)")
         axis.set_xticks(severities, ["clean" if s == 0 else str(s) for s in severities])
         axis.grid(axis="x", visible=False)
-        names = [printable(name) for name in curves]
-        axis.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-        return inline_svg(as_svg(figure), "accuracy against severity")
+        chart = inline_svg(as_svg(figure), "accuracy against severity")
+    return legend({printable(name): color for name, color in colors.items()}) + chart
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
@@ -131,8 +132,12 @@ def metric_chart(
         values = [value for points in runs.values() for _, value in points]
         if log and min(values) > 0:
             axis.set_yscale("log")
+            # The default labels are formulas, which `text.parse_math` leaves as their source.
+            axis.yaxis.set_major_formatter(_PlainLogFormatter())
+            axis.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(1, 0.4)))
         elif max(values) == min(values):
-            axis.set_ylim(min(values) - 1, max(values) + 1)
+            low, high = sorted((0.0, 2 * values[0] or 1.0))
+            axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         axis.set_title(printable(title), loc="left", fontsize=10, fontweight="bold")
         axis.set(xlabel=xlabel, ylabel=ylabel)
         positions = [x for points in runs.values() for x, _ in points]
@@ -141,6 +146,13 @@ def metric_chart(
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         return inline_svg(as_svg(figure, tight=False), f"{title} against {xlabel}")
+
+
+class _PlainLogFormatter(LogFormatter):
+    """A formatter of logarithmic axes that writes 0.6 where `LogFormatter` writes 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _parts(
@@ -162,6 +174,8 @@ def scatter(
 ) -> Html:
     """Plot examples in 2D. The ten smallest labels have colors, and all others are gray.
 
+    The legend is HTML above the chart, so that its text keeps its size on narrow screens.
+
     Args:
         points: The 2D coordinates of each example in the chart.
         labels: The class index of each example; -1 without a label.
@@ -175,16 +189,15 @@ def scatter(
         names[-1] = "no label"
     colors = dict(zip(names, COLORS, strict=False))
     with chart_style():
-        figure = Figure(figsize=(7.6, 6))
-        axis = figure.add_axes((0, 0, 0.79, 1))
+        figure = Figure(figsize=(6, 6))
+        axis = figure.add_axes((0, 0, 1, 1))
         axis.set_axis_off()
-        shown = [colors.get(label, "#d0d0d0") for label in labels]
+        shown = [colors.get(label, OTHER) for label in labels]
         dots = axis.scatter(points[:, 0], points[:, 1], s=20, lw=0, c=shown)
         dots.set_gid(MARKED)
-        handles = [Line2D([], [], color=color, marker="o", ls="") for color in colors.values()]
-        axis.legend(
-            handles, [names[label] for label in colors],
-            loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, labelspacing=0.7,
-        )  # fmt: skip
         titles = [names[label] for label in labels]
-        return inline_svg(as_svg(figure), "map of the embedding", titles)
+        chart = inline_svg(as_svg(figure), "map of the embedding", titles)
+    entries = {names[label]: color for label, color in colors.items()}
+    if len(names) > len(colors):
+        entries[f"{len(names) - len(colors)} other classes"] = OTHER
+    return legend(entries) + chart

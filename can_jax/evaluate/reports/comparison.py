@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from can_jax.evaluate.page import number, render
+from can_jax.evaluate.reports.meanings import meanings_of
 from can_jax.evaluate.reports.report import (
     curves_of,
     data_of,
@@ -14,6 +15,7 @@ from can_jax.evaluate.reports.report import (
     shown_interval,
     tested_on,
     unit_of,
+    weights_of,
 )
 
 Results = dict[str, Any]
@@ -83,13 +85,6 @@ def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
     return table
 
 
-def weights_of(results: Results) -> str:
-    """Return the path, the step and the checksum of the weights of an evaluation."""
-    checkpoint = results["checkpoint"]
-    step = "" if checkpoint["step"] is None else f", step {checkpoint['step']}"
-    return f"{checkpoint['path']}{step} ({checkpoint['sha256'][:12]})"
-
-
 def best_of(metric: str, values: list[float]) -> float | None:
     """Return the best value of a metric.
 
@@ -134,6 +129,7 @@ def comparison(runs: dict[str, Results]) -> str:
         tests=len(set(map(tested_on, runs.values()))),
         curves=robustness_chart(curves),
         matrix=matrix(runs),
+        meanings=meanings_of([name for r in runs.values() for name in headlines(r["metrics"])]),
         metrics=metrics,
         runs=facts,
     )

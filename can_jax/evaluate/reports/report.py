@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from can_jax.evaluate.page import Html, render
+from can_jax.evaluate.reports.meanings import meanings_of
 
 HEADLINES = 8  # The number of metrics shown in large type.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")  # Others summarize them.
@@ -68,6 +69,13 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     }
 
 
+def weights_of(results: dict[str, Any]) -> str:
+    """Return the path, the step and the checksum of the weights of an evaluation."""
+    checkpoint = results["checkpoint"]
+    step = "" if checkpoint["step"] is None else f", step {checkpoint['step']}"
+    return f"{checkpoint['path']}{step} ({checkpoint['sha256'][:12]})"
+
+
 def data_of(results: dict[str, Any]) -> str:
     """Return a text with the location of an evaluation's data and the fingerprint of each split."""
     splits = results["data"].get("fingerprints", {}).items()
@@ -111,6 +119,8 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
         data=location_of(results),
         splits=splits_of(results),
         chosen=chosen_of(results),
+        weights=weights_of(results),
+        meanings=meanings_of(list(headlines(metrics))[:HEADLINES]),
         warnings=results.get("warnings", ()),
         cards=[
             {"name": name, "value": value, "unit": unit_of(name)}

@@ -1,11 +1,12 @@
 """The HTML page of one run, or of several runs side by side; runs may be in progress."""
 
+import json
 import statistics
 from typing import Any
 
 from etils import epath
 
-from can_jax.evaluate.page import Html, picture, render
+from can_jax.evaluate.page import Html, legend, picture, render
 from can_jax.evaluate.reports.run_record import (
     RunRecord,
     changes_of,
@@ -178,7 +179,8 @@ def run_report(records: list[RunRecord]) -> str:
         title=f"Runs: {', '.join(record.name for record in records)}" if several
         else f"Run: {one.name}",
         records=records,
-        colors=colors_of([record.name for record in records]) if several else {},
+        legend=legend(colors_of([record.name for record in records])) if several else "",
+        restarted=bool(_restarts(one)) and not several,
         cards={} if several else headlines(one),
         notices={record.name: lines for record in records if (lines := notices(record))},
         comparison=comparison if several else [],
@@ -193,7 +195,9 @@ def run_report(records: list[RunRecord]) -> str:
                 "changes": changes_of(record),
                 "starts": starts_of(record),
                 "environment": environment_of(record),
-                "config": [{"key": k, "value": repr(v)} for k, v in sorted(record.config.items())],
+                "config": [
+                    {"key": k, "value": json.dumps(v)} for k, v in sorted(record.config.items())
+                ],
                 "warnings": record.warnings,
             }
             for record in records
