@@ -56,19 +56,20 @@ def huggingface_class(model: Model, contents: str) -> str:
     return name
 
 
-def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
+def huggingface_config(model: Model, contents: str, format: str = "huggingface") -> dict[str, Any]:
     """Return the content of `config.json` for a model of transformers.
 
     Args:
         model: The model to export.
         contents: The exported part: ``encoder``, ``full`` with the decoder, or ``classifier``.
+        format: The format that error messages name; ``onnx`` is written from a transformers model.
 
     Raises:
         UserError: The encoder or its head has an option that no transformers class supports, or
             that `ViTMAEForPreTraining` would apply to the decoder too.
     """
     config, size, facts = model.config, encoder_size(model.config.model), model.facts()
-    refuse_options(model, "huggingface", {"epsilon", "gelu", "layer_scale", "registers"})
+    refuse_options(model, format, {"epsilon", "gelu", "layer_scale", "registers"})
     full = contents == "full"
     # One setting of `ViTMAEForPreTraining` applies to both, but can_jax's decoder has no options.
     if full and (shared := sorted({"epsilon", "gelu"} & facts["options"].keys())):

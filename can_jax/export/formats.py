@@ -71,7 +71,9 @@ def write_json(path: epath.Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
+def write_huggingface(
+    model: Model, contents: str, folder: epath.Path, format: str = "huggingface"
+) -> str:
     """Write files for `from_pretrained` of transformers; return the name of the weight file.
 
     An encoder is exported as `ViTModel` or, with LayerScale or registers, as `Dinov2Model` or
@@ -85,8 +87,8 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
     full = contents == "full"
     height, width = model.config.data.image_size
     if height != width:
-        raise UserError(f"--format=huggingface requires square images, not {height}x{width}")
-    settings = huggingface_config(model, contents)
+        raise UserError(f"--format={format} requires square images, not {height}x{width}")
+    settings = huggingface_config(model, contents, format)
     arrays = model.autoencoder() if full else model.encoder()
     theirs = to_huggingface(arrays, with_decoder=full, dinov2=is_dinov2(model))
     if contents == CLASSIFIER:
@@ -184,7 +186,7 @@ def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     import torch
 
     with tempfile.TemporaryDirectory() as temporary:
-        write_huggingface(model, contents, epath.Path(temporary))
+        write_huggingface(model, contents, epath.Path(temporary), "onnx")
         network = from_pretrained(huggingface_class(model, contents), epath.Path(temporary))
     registers = model.facts()["options"].get("registers", 0)
     augment = model.config.augment

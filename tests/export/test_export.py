@@ -95,6 +95,38 @@ def test_option_of_the_encoder_alone_is_refused_with_its_decoder(opened, option)
         huggingface_config(model, "full")
 
 
+# The options of CLIP, and the formats that cannot express each of them.
+CLIP = [
+    (("gelu", "quick"), {"big_vision"}),
+    (("gelu", "tanh"), set()),
+    (("epsilon", 1e-5), {"timm", "big_vision"}),
+]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("option", "refusing"), CLIP)
+def test_option_of_clip_is_exported_or_refused_by_name(model, tmp_path, format, option, refusing):
+    if format == "onnx" and not readers.installed(*ONNX_PACKAGES):
+        pytest.skip("needs PyTorch and others")
+    config = model.config.copy_and_resolve_references()
+    config.model.backbone_options = (option,)
+    clip, folder = dataclasses.replace(model, config=config), epath.Path(tmp_path)
+    if format in refusing:
+        with pytest.raises(UserError, match=f"--format={format} cannot express {option[0]}="):
+            FORMATS[format](clip, "encoder", folder)
+        return
+    file = FORMATS[format](clip, "encoder", folder)
+    checked = checking.check(clip, format, "encoder", folder, file)
+    assert 0 < max(checked["largest_error"].values()) < 1e-5
+    sample = readers.sample_of(clip)
+    names = {"gelu": "gelu", "epsilon": "eps"}
+    wanted = plain.encode(
+        clip.encoder(), sample.pixels, clip.heads, **{names[option[0]]: option[1]}
+    )
+    found = readers.reference(clip, sample, "encoder")["tokens"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def read(place):
     if place.suffix == ".npz":
         with np.load(place) as content:
