@@ -118,6 +118,14 @@ def test_page_says_first_what_was_evaluated():
     assert "50.00 %" in text and "40.00 to 60.00" in text
 
 
+def test_training_time_is_not_a_selected_setting():
+    found = results("x")
+    found["chosen"] = {"seconds": 58.8}
+    text = report_of(found, {})
+    lead = text[text.index('class="lead"') :][:500]
+    assert "Trained in 58.8 s." in lead and "Chosen" not in lead
+
+
 def test_page_loads_and_runs_nothing():
     text = report_of(results("plain"), {})
     assert "default-src 'none'" in text and "style-src 'unsafe-inline'; img-src data:" in text

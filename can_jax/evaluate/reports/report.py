@@ -7,6 +7,7 @@ from typing import Any
 from can_jax.evaluate.page import Html, render
 from can_jax.evaluate.reports.meanings import meanings_of
 
+SECONDS = "seconds"  # The training time of the protocol `classify`, stored in ``chosen``.
 HEADLINES = 8  # The number of metrics shown in large type.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")  # Others summarize them.
 PERCENT = re.compile(r"(.*/)?(top\d.*|\d+shot(_std)?|ece|mce)")  # Metrics in percent.
@@ -40,7 +41,7 @@ def splits_of(results: dict[str, Any]) -> list[str]:
 
 def chosen_of(results: dict[str, Any]) -> str:
     """Return a text that lists the hyperparameters selected on held-out examples."""
-    return ", ".join(f"{key} = {value}" for key, value in results["chosen"].items())
+    return ", ".join(f"{k} = {v}" for k, v in results["chosen"].items() if k != SECONDS)
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
@@ -119,6 +120,7 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
         data=location_of(results),
         splits=splits_of(results),
         chosen=chosen_of(results),
+        seconds=results["chosen"].get(SECONDS),
         weights=weights_of(results),
         meanings=meanings_of(list(headlines(metrics))[:HEADLINES]),
         warnings=results.get("warnings", ()),
