@@ -35,7 +35,7 @@ def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
     Args:
         arrays: The network outputs and targets of one training step.
         form: The penalty, ``decorrelation`` or ``total_correlation``.
-        shrinkage: The weight of the identity matrix in ``total_correlation``, in (0, 1]. A positive
+        shrinkage: The weight of the identity matrix in ``total_correlation``, in (0, 1). A positive
             ``shrinkage`` keeps the determinant positive even if the batch has fewer rows than
             dimensions.
     """
@@ -57,7 +57,7 @@ OBJECTIVE = Objective(
         "form": Key("decorrelation", Choice(FORMS), "The measure of dependence to penalize."),
         "shrinkage": Key(
             0.1,
-            Number(1e-4, 1),
+            Number(1e-4, below=1),
             "The shrinkage of the correlation matrix R to (1 - shrinkage) R + shrinkage I, for "
             "total_correlation.",
         ),

@@ -17,6 +17,9 @@ from can_jax.objectives.rows import (
 )
 
 EPSILON = 1e-8  # added to a distance before its logarithm, as in DINOv2
+# Rounding separates equal embeddings by a few units of precision. A distance of at most this many
+# units therefore counts as 0; its logarithm would depend on how the compiler fuses operations.
+ROUNDING = 16
 
 
 def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Array, " rows"]:
@@ -53,8 +56,8 @@ def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
     embeddings.
 
     The pooled embeddings are L2-normalized, and an embedding is compared only with embeddings of
-    the same view index, as in DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings get no
-    gradient, since the distance is not differentiable at 0.
+    the same view index, as in DINOv2 (arXiv 2304.07193, section 4). Two embeddings that are equal
+    up to rounding get no gradient, since the distance is not differentiable at 0.
 
     Args:
         arrays: The network outputs and targets of one training step.
@@ -67,7 +70,7 @@ def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
     size = keys_at_a_time(block, images * views)
     at = nearest(jax.lax.stop_gradient(unit), views, size)
     squares = jnp.sum(jnp.square(unit - replicate(unit)[at]), axis=1)
-    apart = squares > 1e-24
+    apart = squares > (ROUNDING * jnp.finfo(unit.dtype).eps) ** 2
     distances = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
     return -jnp.mean(jnp.log(distances + EPSILON)), {"koleo/nearest": distances.mean()}
 

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from can_jax.distributed.mesh import make_mesh
 from can_jax.objectives import OBJECTIVES, mec
 from can_jax.objectives.base import Arrays
+from can_jax.utils.errors import UserError
 from tests.helpers import objective_oracle as oracle
 from tests.helpers.configs import small_config
 
@@ -200,3 +201,23 @@ def test_dependent_dimensions_cost_more():
         loss = functools.partial(OBJECTIVES.get("disentangle").loss, form=form, shrinkage=0.1)
         apart, together = (float(loss(Arrays(pooled=jnp.asarray(z)))[0]) for z in (base, mixed))
         assert together > 4 * apart >= 0
+
+
+def test_equal_embeddings_are_at_distance_zero_for_koleo():
+    """In float32, an optimized program rounds the equal rows of this batch differently."""
+    z = np.random.default_rng(11).normal(size=(8, 1, 4))
+    z[3] = z[1]
+    objective = functools.partial(OBJECTIVES.get("koleo").loss, block=5)
+    compute = jax.jit(
+        jax.value_and_grad(lambda z: objective(Arrays(pooled=z)), has_aux=True),
+        compiler_options={"xla_backend_optimization_level": 3},
+    )
+    (value, _), gradient = compute(jnp.asarray(z, np.float32))
+    assert float(value) == pytest.approx(oracle.koleo(z), rel=1e-5)
+    slopes = oracle.gradient(oracle.koleo, z)
+    np.testing.assert_allclose(gradient[3], slopes[3], atol=1e-4 * np.abs(slopes).max())
+
+
+def test_shrinkage_that_leaves_no_penalty_is_refused():
+    with pytest.raises(UserError, match=r"shrinkage=1.0: give a number at least 0.0001, below 1"):
+        small_config(objective__disentangle__shrinkage=1.0)
