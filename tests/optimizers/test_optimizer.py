@@ -223,7 +223,8 @@ def test_muon_orthogonalizes_each_layer_and_leaves_the_rest_to_adam():
 
 
 @pytest.mark.parametrize(
-    ("name", "moments"), [("adamw", 2), ("lamb", 2), ("lars", 1), ("lion", 1), ("adafactor", 0.6)]
+    ("name", "moments"),
+    [("adamw", 2), ("lamb", 2), ("lars", 1), ("lion", 1), ("muon", 1), ("adafactor", 0.6)],
 )
 def test_memory_of_each_optimizer(name, moments):
     """What the plan counts: the state over the parameters."""
