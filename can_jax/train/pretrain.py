@@ -135,6 +135,7 @@ def prepare(
     with section("opening the data", LONG * config.stuck_after_seconds):
         source = open_data(config.data, config.data.split)
     check_labels(config, source)
+    warn_of_inactive(config, given)
     warn_of_repeats(config, source)
     times = make_run_length(config, source.examples)
     every = config.figures.every_steps
@@ -313,10 +314,31 @@ def _is_labeled(config: ConfigDict, source: Any) -> bool:
         return any(example.label >= 0 for example in itertools.islice(stream, SAMPLE))
 
 
+def warn_of_inactive(config: ConfigDict, given: Collection[str]) -> None:
+    """Log a warning for each given key of an objective with weight 0, such as a guard against false
+    negatives.
+
+    Args:
+        config: The resolved configuration.
+        given: The dotted config keys that the command line sets.
+    """
+    for name, block in config.objective.items():
+        for key in block:
+            path = f"objective.{name}.{key}"
+            # The pooled embedding that `pool` selects is also read by other objectives.
+            if path in given and not block.weight and key not in ("weight", "pool"):
+                logging.warning(
+                    "config.%s has no effect: config.objective.%s.weight is 0", path, name
+                )
+
+
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
     """Log a warning if a batch draws more images than a data set or a part of a mixture has."""
     contrastive = config.objective.contrastive
-    compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
+    if contrastive.weight and not (contrastive.supervised or contrastive.exclude_copies):
+        compared = config.batch_size
+    else:
+        compared = 0
     if config.accumulation.negatives == "microbatch":
         compared //= config.accumulation.microbatches
     parts = [("the data", source.examples, 1.0)]

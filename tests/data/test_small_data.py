@@ -26,7 +26,8 @@ def test_batches_that_hold_an_image_twice_are_told_before_the_first_step(caplog)
     assert "treats as negatives of each other" in line
     parts = {"accumulation__microbatches": 2, "accumulation__negatives": "microbatch"}
     for changes in (
-        {"objective__contrastive__weight": 0.0}, {"objective__contrastive__supervised": True}, parts
+        {"objective__contrastive__weight": 0.0}, {"objective__contrastive__supervised": True},
+        {"objective__contrastive__exclude_copies": True}, parts,
     ):  # fmt: skip
         (line,) = told_of_repeats(caplog, few, **changes)
         assert "5 images, fewer than the 8 that each step draws" in line
