@@ -13,8 +13,8 @@ MEANINGS = {
     "best on held-out training images, or with the k that the settings state.",
     r"linear/top1": "The accuracy of a linear classifier on frozen features.",
     r"finetune/top1": "The accuracy after the encoder and a linear classifier were fine-tuned.",
-    r"fewshot/.*/(\d+)shot": "The accuracy of ridge regression on {} training images of each "
-    "class, averaged over draws of these images.",
+    r"fewshot/.*/(\d+)shot": "The accuracy of {}-shot ridge regression, averaged over "
+    "draws of the training images.",
     r"(.*/)?top5": "The fraction of images whose class is among the five most probable classes.",
     r"clean/top1": "The accuracy on the test images without corruption.",
     r"corrupted/top1": "The mean accuracy over all corruptions and severities.",
