@@ -184,7 +184,7 @@ def test_headlines_are_explained():
     names = ["knn/top1_fixed", "fewshot/pets/5shot", "health/width", "novel"]
     text = report_of(measured("a", "val:1", **dict.fromkeys(names, 1.0)), {})
     assert re.findall("<dt>(.*)</dt>", text) == names[:3]
-    assert "on 5 training images of each class" in text
+    assert "of 5-shot ridge regression" in text
     assert "<dt>health/width</dt>" in comparison(
         {"a": measured("a", "v:1", **{"health/width": 1.0})}
     )
