@@ -467,6 +467,27 @@ def test_objectives_are_given_the_same_with_and_without_microbatches(chosen):
         assert float(found[1].total) == pytest.approx(float(found[0].total), rel=1e-5)
 
 
+def test_corrected_and_excluded_negatives_are_those_of_the_batch_under_microbatches():
+    found = []
+    for count in (1, 4):
+        config = small_config(
+            accumulation__microbatches=count, augment__views=3, **REDUCTIONS["simclr"]
+        )
+        config.objective.contrastive.update(
+            decoupled=True, positive_prior=0.1, hardness=1.0, exclude_copies=True
+        )
+        step, _, state, _ = start(config)
+        # Copies are in different microbatches.
+        content = jnp.array([4, 7, 1, 2, 3, 7, 9, 4], jnp.uint32)
+        batch = random_batch(config)._replace(content=content)
+        compute = jax.jit(functools.partial(gradients, config, step.network))
+        found.append(compute(state.parameters, state.batch_stats, batch, state.step))
+    assert_agree(found[1].gradients, found[0].gradients, 1e-4, floor=5e-6)
+    for name in ("loss/contrastive", "contrastive/excluded_negatives"):
+        assert float(found[1].metrics[name]) == pytest.approx(float(found[0].metrics[name]), 1e-5)
+    assert float(found[0].metrics["contrastive/excluded_negatives"]) == pytest.approx(4 / 8 / 7)
+
+
 def test_objective_that_reads_what_it_cannot_is_refused():
     with pytest.raises(ValueError, match="cannot read 'prediction'; it can read contents, labels"):
         objectives.Objective(frozenset({"prediction"}), len, relates_rows=True)
