@@ -73,15 +73,22 @@ def restarts(
         decay: The ratio of a cycle's peak learning rate to that of the previous cycle.
 
     Raises:
-        ValueError: ``cycles`` is below 1, or ``growth`` or ``decay`` is not positive.
+        ValueError: ``cycles`` is below 1, ``growth`` or ``decay`` is not positive, or a cycle would
+            have no step.
     """
     if cycles < 1 or growth <= 0 or decay <= 0:
         raise ValueError(f"cycles={cycles}, growth={growth}, decay={decay}: all must be above 0")
     lengths = [growth**i for i in range(cycles)]
     ends = [round(steps * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
+    spans = list(itertools.pairwise([0, *ends]))
+    if any(start == end for start, end in spans):
+        raise ValueError(
+            f"cycles={cycles}, growth={growth}: a cycle would have none of the {steps} steps after "
+            "the warm-up; give fewer cycles"
+        )
     parts = [
-        optax.cosine_decay_schedule(peak * decay**i, max(end - start, 1))
-        for i, (start, end) in enumerate(itertools.pairwise([0, *ends]))
+        optax.cosine_decay_schedule(peak * decay**i, end - start)
+        for i, (start, end) in enumerate(spans)
     ]
     return optax.join_schedules(parts, ends[:-1])
 

@@ -263,3 +263,6 @@ def test_restarts_are_cosines_of_growing_length():
     np.testing.assert_allclose(found[[10, 35, 85, 110]], [1, 0.5, 0.125, 0], atol=1e-6)
     with pytest.raises(UserError, match="cycles=0, growth=1.0, decay=1.0: all must be above 0"):
         rates("restarts", (("cycles", 0),))
+    for options in ((("cycles", 1000),), (("growth", 0.01),)):
+        with pytest.raises(UserError, match="a cycle would have none of the 100 steps"):
+            rates("restarts", options)
