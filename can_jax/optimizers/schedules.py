@@ -76,8 +76,10 @@ def restarts(
         ValueError: ``cycles`` is below 1, ``growth`` or ``decay`` is not positive, or a cycle would
             have no step.
     """
-    if cycles < 1 or growth <= 0 or decay <= 0:
-        raise ValueError(f"cycles={cycles}, growth={growth}, decay={decay}: all must be above 0")
+    if cycles < 1 or not 0 < growth < math.inf or not 0 < decay < math.inf:
+        raise ValueError(
+            f"cycles={cycles}, growth={growth}, decay={decay}: all must be above 0, and finite"
+        )
     lengths = [growth**i for i in range(cycles)]
     ends = [round(steps * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     spans = list(itertools.pairwise([0, *ends]))
@@ -143,7 +145,7 @@ def learning_rate_schedule(
 
     Raises:
         UserError: ``schedule.name`` is unknown, ``schedule.options`` are not valid for it, or its
-            first or last learning rate is not finite.
+            first or last learning rate is negative or not finite.
     """
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     steps = max(total_steps - warmup_steps, 1)
@@ -165,5 +167,10 @@ def learning_rate_schedule(
         raise UserError(
             f"{form} has a learning rate that is not finite: {rates[0]} at its first step, "
             f"{rates[1]} at its last; change the options"
+        )
+    if min(rates, default=0.0) < 0:
+        raise UserError(
+            f"{form} has a negative learning rate: {rates[0]:g} at its first step, {rates[1]:g} at "
+            "its last; change the options"
         )
     return optax.join_schedules([warmup, after], [warmup_steps])

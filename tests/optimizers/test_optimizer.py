@@ -247,6 +247,11 @@ def test_cosine_that_is_not_finite_is_refused():
         rates("cosine", (("alpha", float("nan")),))
 
 
+def test_negative_learning_rate_is_refused():
+    with pytest.raises(UserError, match="has a negative learning rate: .* at its last"):
+        rates("cosine", (("alpha", -1.0),))
+
+
 def test_stable_schedule_decays_at_the_end_or_in_a_branch():
     found = rates("stable", (("decay_share", 0.2),))
     np.testing.assert_allclose(found[10:91], 1.0)
@@ -263,6 +268,8 @@ def test_restarts_are_cosines_of_growing_length():
     np.testing.assert_allclose(found[[10, 35, 85, 110]], [1, 0.5, 0.125, 0], atol=1e-6)
     with pytest.raises(UserError, match="cycles=0, growth=1.0, decay=1.0: all must be above 0"):
         rates("restarts", (("cycles", 0),))
+    with pytest.raises(UserError, match="growth=inf, decay=1.0: all must be above 0, and finite"):
+        rates("restarts", (("growth", float("inf")),))
     for options in ((("cycles", 1000),), (("growth", 0.01),)):
         with pytest.raises(UserError, match="a cycle would have none of the 100 steps"):
             rates("restarts", options)
