@@ -160,6 +160,11 @@ METRICS = {
         "The value is 1 if embeddings are spread evenly over the sphere, and 0 if they are all "
         "equal. A fall to 0 means collapse.",
     ),
+    "embedding/alignment": Metric(
+        "The mean squared distance of the L2-normalized embeddings of two views of an image.",
+        "The value is 0 for equal embeddings and 2 for orthogonal ones. It falls as views of an "
+        "image become similar, and is 0 after collapse.",
+    ),
     "embedding/effective_rank": Metric(
         "The exponential of the entropy of the normalized singular values of the embeddings.",
         "The rank can fall in the warm-up, then grows. A value near 1 means collapse: all "

@@ -1,4 +1,4 @@
-"""Metrics of a step that reveal collapse of the embeddings."""
+"""Metrics of a step that describe the embeddings, and reveal their collapse."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -6,17 +6,29 @@ from jaxtyping import Array, Float
 from can_jax.objectives.rows import normalize
 
 
-def embedding_metrics(pooled: Float[Array, "rows width"]) -> dict[str, Array]:
-    """Compute metrics that reveal collapse from the L2-normalized pooled embeddings.
+def embedding_metrics(pooled: Float[Array, "rows width"], views: int) -> dict[str, Array]:
+    """Compute metrics of the L2-normalized pooled embeddings, most of which reveal collapse.
 
     ``embedding/std`` is the standard deviation over the batch, averaged over dimensions and
     multiplied by ``sqrt(width)``. ``embedding/std`` is about 1 for embeddings spread evenly over
     the sphere, and 0 if all are equal. ``embedding/gram`` is the (width, width) matrix from which
-    the logger computes the effective rank.
+    the logger computes the effective rank. ``embedding/alignment`` is the mean squared distance of
+    two views of an image (arXiv 2005.10242), 0 to 4.
+
+    Args:
+        pooled: The embeddings of all views. The views of an image are consecutive rows.
+        views: The number of views of each image. With one view there is no alignment.
     """
     unit = normalize(pooled.astype(jnp.float32))
     rows, width = unit.shape
-    return {
+    metrics = {
         "embedding/std": unit.std(axis=0).mean() * width**0.5,
         "embedding/gram": unit.T @ unit / rows,
     }
+    if views > 1:
+        # Summed over pairs, the squared distances of unit vectors are views^2 - |their sum|^2.
+        sums = unit.reshape(-1, views, width).sum(axis=1)
+        shared = jnp.sum(jnp.square(sums), axis=-1).mean()
+        pairs = views * (views - 1) / 2
+        metrics["embedding/alignment"] = (views**2 - shared) / pairs
+    return metrics

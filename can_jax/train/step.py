@@ -126,7 +126,7 @@ def gradients(
         teacher = compute_copy(config, teacher, types)
     outputs, pooled = compute(config, network, copied, batch_stats, batch, step, teacher)
     return outputs._replace(
-        metrics=outputs.metrics | embedding_metrics(pooled),
+        metrics=outputs.metrics | embedding_metrics(pooled, config.augment.views),
         gradients=stored_gradients(config, outputs.gradients, parameters),
     )
 

@@ -59,8 +59,9 @@ def test_run_directory_holds_what_it_should(finished):
     expected = {
         "step", "examples", "epoch", "loss/total", "loss/contrastive", "loss/reconstruction",
         "loss/denoising", "learning_rate", "grad_norm", "param_norm", "images_per_second", "mfu",
-        "data_wait", "embedding/std", "embedding/effective_rank", "contrastive/top1",
-        "contrastive/positive_similarity", "contrastive/negative_similarity", "skipped_steps",
+        "data_wait", "embedding/std", "embedding/effective_rank", "embedding/alignment",
+        "contrastive/top1", "contrastive/positive_similarity", "contrastive/negative_similarity",
+        "skipped_steps",
     }  # fmt: skip
     assert expected <= set(last)
     assert {name for line in lines for name in line} - {"step"} <= set(METRICS)
