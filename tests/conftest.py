@@ -17,11 +17,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # for the commands that tests start as proc
 jax.config.update("jax_platforms", "cpu")  # JAX read the variable when it was imported
 jax.config.update("jax_num_cpu_devices", 8)  # a mesh of eight devices on one CPU
 # Compilation takes most of the time of the tests. Programs are therefore compiled with few
-# optimizations and cached, also those of commands.
+# optimizations and cached, also those of commands. With TEST_OPTIMIZED=1 they are optimized.
 OWN = Path(__file__).parents[1] / ".pytest_cache"
 os.environ["XDG_CACHE_HOME"] = str(OWN)  # tests must not change the user's cache
 COMPILING = {
-    "jax_disable_most_optimizations": True,
+    "jax_disable_most_optimizations": os.environ.get("TEST_OPTIMIZED") != "1",
     "jax_compilation_cache_dir": str(OWN / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.2,
     "jax_persistent_cache_min_entry_size_bytes": -1,

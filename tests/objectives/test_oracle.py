@@ -1,6 +1,9 @@
 """Every objective beside CAN's three, by one table: value and gradient are those of the oracle."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -221,3 +224,14 @@ def test_equal_embeddings_are_at_distance_zero_for_koleo():
 def test_shrinkage_that_leaves_no_penalty_is_refused():
     with pytest.raises(UserError, match=r"shrinkage=1.0: give a number at least 0.0001, below 1"):
         small_config(objective__disentangle__shrinkage=1.0)
+
+
+@pytest.mark.slow
+def test_optimized_programs_agree_too():
+    """XLA's optimizations reorder sums, and can treat equal rows differently."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", __file__]
+    done = subprocess.run(
+        command, env=os.environ | {"TEST_OPTIMIZED": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
