@@ -343,8 +343,11 @@ class Queue:
             Whether the time sufficed.
         """
         names = [cell.name for cell, _ in self._waiting]
-        count = names.index(last) + 1 if last in names else 0 if last else len(names)
-        for _ in range(count):
+        if last in names:
+            names = names[: names.index(last) + 1]
+        elif last is not None:  # It is finished already.
+            names = []
+        for _ in names:
             cell, compiled = self._waiting.pop(0)
             if self._clock.left() < 0 or not self._train(cell, compiled):
                 for name in (cell.name, *(cell.name for cell, _ in self._waiting)):
