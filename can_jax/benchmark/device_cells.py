@@ -1,10 +1,11 @@
 """The images and configurations of a study on one device."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -20,7 +21,8 @@ from can_jax.utils.errors import UserError
 CHANNELS = 3
 
 
-class Images(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Images:
     """The images and labels of a study, in host memory.
 
     Attributes:
@@ -35,11 +37,11 @@ class Images(NamedTuple):
     test_labels: Int[np.ndarray, " others"]
     origin: str
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """The first 16 hex digits of a SHA-256 hash of all images and labels."""
         hashed = hashlib.sha256()
-        for array in self[:4]:
+        for array in (self.train, self.train_labels, self.test, self.test_labels):
             hashed.update(np.asarray(array).tobytes())
         return hashed.hexdigest()[:16]
 

@@ -77,9 +77,8 @@ class Training:
         self._images = placed
         self._seeds = jnp.asarray(cell.seeds, jnp.int32)
         # The factor of the schedule of each run.
-        self._factors = jnp.asarray(
-            [value / config.optimizer.learning_rate for value in cell.learning_rates], jnp.float32
-        )
+        factors = [value / config.optimizer.learning_rate for value in cell.learning_rates]
+        self._runs = (self._seeds, jnp.asarray(factors, jnp.float32))
         self.epoch = 0
 
     def compile(self) -> "Training":
@@ -96,9 +95,9 @@ class Training:
             jax.ShapeDtypeStruct((cell.epoch_steps, *leaf.shape), leaf.dtype) for leaf in batch
         )
         parts = jax.ShapeDtypeStruct((FEATURE_BATCH, *cell.images.test.shape[1:]), jnp.uint8)
-        advance, runs = jax.jit(self._advance, donate_argnums=0), (seeds, self._factors)
+        advance = jax.jit(self._advance, donate_argnums=0)
         self._initialize = initialize.compile()
-        self._advanced = advance.lower(states, self._images, runs, *batches).compile()
+        self._advanced = advance.lower(states, self._images, self._runs, *batches).compile()
         self._features = jax.jit(self._features_of).lower(states, parts).compile()
         if self._measures:
             measure = jax.jit(jax.vmap(self._second_moment, in_axes=(None, 0, 0, 0)))
@@ -132,9 +131,9 @@ class Training:
 
         While the device trains, the host computes the order of examples in the next epoch.
         """
-        order, runs = self._order(self.epoch), (self._seeds, self._factors)
+        order = self._order(self.epoch)
         while self.epoch < epochs:
-            self.states, metrics = self._advanced(self.states, self._images, runs, *order)
+            self.states, metrics = self._advanced(self.states, self._images, self._runs, *order)
             self.epoch += 1
             if self.epoch < epochs:
                 order = self._order(self.epoch)
