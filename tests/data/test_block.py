@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import can_jax
-from can_jax.data.pipeline.block_tensors import image_in
 from can_jax.data.sources.base import ArraySource, SelectedSource
+from can_jax.data.sources.block import image_in
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.registry import open_source

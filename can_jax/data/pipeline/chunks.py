@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from can_jax.data.decoding.decode import pillow_pixels
-from can_jax.data.pipeline.block_tensors import image_in, read_tensors
 from can_jax.data.pipeline.views import Views
 from can_jax.data.sources.base import Source
-from can_jax.data.sources.block import Block
+from can_jax.data.sources.block import Block, image_in, read_tensors
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow

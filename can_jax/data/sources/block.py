@@ -1,10 +1,13 @@
-"""Encoded images of several examples in one buffer, which TensorFlow reads without a copy."""
+"""Encoded images of several examples in one buffer, which TensorFlow reads without a copy and cuts
+into strings without Python."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
+
+from can_jax.utils.tensorflow import tensorflow
 
 ALIGNMENT = 64  # bytes; TensorFlow copies an array of NumPy that is aligned to less
 
@@ -64,3 +67,28 @@ def merge(blocks: Sequence[Block], rows: Sequence[np.ndarray]) -> Block:
         np.concatenate([block.length for block in blocks])[order],
         np.concatenate([block.labels for block in blocks])[order],
     )
+
+
+def read_tensors(read_block: Callable[[np.ndarray], Block], examples: Any) -> Block:
+    """Return a block of tensors with the encoded images and the labels of the given examples.
+
+    TensorFlow takes over the arrays of the block without a copy.
+    """
+    tf = tensorflow()
+    types = (tf.uint8, tf.int64, tf.int64, tf.int32)
+    arrays = tf.numpy_function(read_block, [examples], types, stateful=False)
+    return Block(*(tf.ensure_shape(array, (None,)) for array in arrays))
+
+
+def image_in(data: Any, start: Any, length: Any) -> Any:
+    """Return an encoded image of a block as a scalar string tensor, without Python.
+
+    Args:
+        data: The buffer of the block, a uint8 tensor (bytes,).
+        start, length: The byte range of the image, int64 scalars.
+    """
+    tf = tensorflow()
+    # TensorFlow has no operation from bytes to a string. A serialized tensor ends with its bytes:
+    # `tensor_content` is the last field that is set in its protocol buffer.
+    serialized = tf.io.serialize_tensor(data[start : start + length])
+    return tf.strings.substr(serialized, -length, length)
