@@ -28,8 +28,8 @@ from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.features.knn import knn_accuracy
 from can_jax.models.backbones import encoder_size
 from can_jax.models.can import grid_of
+from can_jax.models.encoder import positions_with_class
 from can_jax.models.patch_embed import embedding_kind, fold
-from can_jax.models.positions import positions_with_class
 from can_jax.monitoring.scalars import to_scalars
 from can_jax.objectives.denoising import linear_bound
 from can_jax.optimizers.optimizer import peak_learning_rate

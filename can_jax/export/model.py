@@ -19,8 +19,8 @@ from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.export.classifier import Head, open_head
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import BUILDERS, CAN, grid_of
+from can_jax.models.encoder import positions_with_class
 from can_jax.models.patch_embed import fold
-from can_jax.models.positions import positions_with_class
 from can_jax.models.variant import variant_of
 from can_jax.train.network import encoder_network
 from can_jax.train.step import abstract_state, stored_step

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from can_jax.distributed.mesh import constrain_batch_sharding
-from can_jax.models.positions import sincos_2d
+from can_jax.models.encoder import sincos_2d
 from can_jax.models.vit import Linear, Transformer
 
 

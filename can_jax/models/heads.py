@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from can_jax.models.positions import sincos_level
 from can_jax.models.vit import Linear
 
 
@@ -96,3 +96,11 @@ class NoiseLevel(nnx.Module):
     def __call__(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
         """Return the embedding of the noise level of each view."""
         return self.out(jax.nn.relu(self.hidden(self.sinusoid(sigma))))
+
+
+def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:
+    """Return the sines, then the cosines, of each noise level times the frequencies ``10000 ** (-i
+    / (width / 2))``."""
+    frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
+    angles = level[:, None] * jnp.asarray(frequencies, level.dtype)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

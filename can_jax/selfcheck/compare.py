@@ -16,8 +16,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from can_jax.models import can
+from can_jax.models.encoder import positions_with_class
+from can_jax.models.heads import sincos_level
 from can_jax.models.masking import hidden_mask, patchify
-from can_jax.models.positions import positions_with_class, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.selfcheck.reference_file import OUTPUTS, File, check_arrays, config_of, read
 from can_jax.train.losses import Inputs, Noise, forward, losses

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import ml_dtypes
 import numpy as np
 
-from can_jax.models.positions import sincos_2d
+from can_jax.models.encoder import sincos_2d
 from can_jax.utils.errors import UserError
 
 # Patterns of the names of arrays that an encoder's tokens do not depend on.

@@ -9,7 +9,7 @@ from can_jax.distributed.sharding_rules import path_name
 from can_jax.evaluate.config import default_evaluation
 from can_jax.evaluate.protocols import classifier_step
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
-from can_jax.models.positions import sincos_2d
+from can_jax.models.encoder import sincos_2d
 from can_jax.models.vit import drop_path
 from can_jax.train.network import encoder_network
 from tests.helpers.configs import small_config

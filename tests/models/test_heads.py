@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.models.heads import NoiseLevel, Projector
+from can_jax.models.heads import NoiseLevel, Projector, sincos_level
+from tests.helpers import oracle
 
 OPTIONS = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
@@ -57,3 +58,16 @@ def test_scaled_level_reaches_the_embedding():
         for scale in (1.0, 1000 / 0.05)
     }
     assert spread[1000 / 0.05] > 10 * spread[1.0]
+
+
+def test_level_follows_the_formula():
+    level = np.array([0.0, 0.05, 700.0], np.float32)
+    np.testing.assert_allclose(
+        sincos_level(jnp.asarray(level), 12), oracle.sincos_level(level, 12), atol=1e-4
+    )
+
+
+def test_literal_level_is_nearly_constant_and_scaled_is_not():
+    sigma = jnp.linspace(0, 0.05, 50)
+    assert float(sincos_level(sigma, 64).std(0).max()) < 0.02
+    assert float(sincos_level(sigma * 1000 / 0.05, 64).std(0).max()) > 0.5

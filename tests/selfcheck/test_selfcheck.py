@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from can_jax.models.positions import positions_with_class
+from can_jax.models.encoder import positions_with_class
 from can_jax.selfcheck.compare import SHIPPED, check
 from can_jax.utils.errors import UserError
 from tests.helpers.oracle import write_reference

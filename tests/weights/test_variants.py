@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import can_jax
 from can_jax.export import numpy_vit as plain
 from can_jax.export import readers
-from can_jax.models.positions import resized_positions
+from can_jax.models.encoder import resized_positions
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.read_weights import complete, read_weights

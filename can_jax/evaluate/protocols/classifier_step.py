@@ -18,7 +18,7 @@ from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.models import can
 from can_jax.models.backbones import BACKBONES, encoder_size, encoder_width, position_grid
-from can_jax.models.positions import sincos_2d
+from can_jax.models.encoder import sincos_2d
 from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
 from can_jax.objectives.base import at_least_float32
