@@ -4,7 +4,7 @@ A message appears once an operation has lasted for `FIRST_SECONDS`. The message 
 the operation, the elapsed seconds, and the seconds that the operation took the last time. Durations
 of earlier operations are stored in the user's cache. On a terminal, the progress line is rewritten
 at each update. In a file or pipe, elapsed times are appended to the progress line. If operations
-are nested, only the innermost prints its progress.
+are nested, only the innermost that has lasted for `FIRST_SECONDS` prints its progress.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from can_jax.utils.files import replace_text, user_cache
 
 FIRST_SECONDS = 1.0
 PERIOD = 2.5  # seconds between two signs of life
+TICK = 0.1  # seconds between two checks of whether a sign is due
 USUAL_FROM = 3.0  # seconds; shorter operations are not recorded
 FILE = "durations.json"
 LINE = 100  # characters after which a growing line is continued on the next
@@ -28,6 +29,7 @@ LINE = 100  # characters after which a growing line is continued on the next
 _output = threading.RLock()
 _open: "Phase | None" = None  # the phase whose line is not ended
 _active: list["Phase"] = []  # those under way, the innermost last
+_last_sign = 0.0  # the `time.perf_counter()` of the last sign of any phase
 
 
 class Phase:
@@ -72,10 +74,10 @@ class Phase:
         Args:
             text: The last words of the line, such as ``done in 5s``.
         """
-        global _open
+        global _open, _last_sign
         if _open is not self:
             return
-        _open = None
+        _open, _last_sign = None, time.perf_counter()
         if sys.stdout.isatty():
             self._write(f"\r\x1b[K{self._name}: {text}\n" if text else "\r\x1b[K")
         else:
@@ -83,21 +85,26 @@ class Phase:
         self._width = 0
 
     def _live(self) -> None:
-        if self._done.wait(FIRST_SECONDS):
-            return
-        while True:
+        while not self._done.wait(TICK):
             with _output:
-                if self._done.is_set():
-                    return
-                self._sign()
-            if self._done.wait(PERIOD):
-                return
+                if not self._done.is_set() and self._is_due():
+                    self._sign()
+
+    def _is_due(self) -> bool:
+        """Return whether to print now.
+
+        An operation prints at its `FIRST_SECONDS`. Later signs are due when no operation has
+        printed for `PERIOD`, so that a series of short nested operations does not silence this one.
+        """
+        now = time.perf_counter()
+        lasting = [phase for phase in _active if now - phase._started >= FIRST_SECONDS]
+        if not lasting or lasting[-1] is not self:
+            return False
+        return not self._written or now - _last_sign >= PERIOD
 
     def _sign(self) -> None:
-        """Print the elapsed time, unless a nested operation is active."""
-        global _open
-        if _active and _active[-1] is not self:
-            return
+        """Print the elapsed time."""
+        global _open, _last_sign
         if _open is not None and _open is not self:
             _open.end_line()
         seconds = f"{time.perf_counter() - self._started:.0f}s"
@@ -111,7 +118,7 @@ class Phase:
         else:
             text = ("\n" if _open is self else "") + f"{self._name}{usually}: {seconds}"
             self._width = 0
-        _open, self._written = self, True
+        _open, self._written, _last_sign = self, True, time.perf_counter()
         self._width += len(text)
         self._write(text)
 

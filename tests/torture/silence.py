@@ -30,14 +30,14 @@ COMMANDS: dict[str, str] = {
     "knn": "evaluate --config=eval/knn --checkpoint={out}/shapes --workdir={out}/knn",
     "linear": "evaluate --config=eval/linear --checkpoint={out}/shapes --workdir={out}/linear",
     "finetune": "evaluate --config=eval/finetune --checkpoint={out}/shapes --workdir={out}/finetune"
-    " --config.classify.epochs=1",
+    " --config.classify.total_epochs=1",
     "robustness": "evaluate --config=eval/robustness --checkpoint={out}/shapes"
     " --workdir={out}/robustness",
     "compare": "compare --runs={out}/knn,{out}/linear --output={out}/compare.html",
     "embed": "embed --checkpoint={out}/run --data={data} --output={out}/features.npz",
     "export": "export --checkpoint={out}/run --format=huggingface --output={out}/weights",
     "report": "report {out}/run {out}/shapes --output={out}/report.html",
-    "plan": "plan --config=vit_s --config.batch_size=64",
+    "plan": "plan --config=vit_s --topology=v5e:2x2 --config.batch_size=64",
     "benchmark": "benchmark step --config=small --batch=32",
     "selfcheck": "selfcheck",
 }

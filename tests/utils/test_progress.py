@@ -16,6 +16,7 @@ def quick(monkeypatch, tmp_path):
     """Signs of life after hundredths of a second, and a cache of the test's own."""
     monkeypatch.setattr(progress, "FIRST_SECONDS", 0.02)
     monkeypatch.setattr(progress, "PERIOD", 0.02)
+    monkeypatch.setattr(progress, "TICK", 0.005)
     monkeypatch.setattr(progress, "USUAL_FROM", 0.02)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "can_jax" / progress.FILE
@@ -58,6 +59,18 @@ def test_innermost_operation_prints_with_its_detail(quick, capsys):
             inner.detail("2,000 images")
             printed = until(capsys, "2,000 images, 0s")
         assert "evaluating" not in printed.split("computing", 1)[1]
+
+
+def test_series_of_short_operations_does_not_silence_the_outer_one(quick, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.2)
+    with phase("evaluating"):
+        until(capsys, "evaluating: ")
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            with phase("computing features"):
+                time.sleep(0.05)
+    printed = capsys.readouterr().out
+    assert printed.count(" 1s") > 3 and "computing" not in printed
 
 
 def test_short_and_quiet_operations_print_nothing(quick, capsys, monkeypatch):
