@@ -22,6 +22,9 @@ from can_jax.objectives import OBJECTIVES
 from can_jax.utils.progress import Phase, end_line
 
 WIDTH = 120  # characters of a line in a file
+# The seconds for which a run without a terminal shows its progress between status lines. Afterwards
+# only status lines are printed, so that the log file of a long run stays short.
+GROWING_SECONDS = 600.0
 
 
 def plain_console(**options: Any) -> Console:
@@ -135,7 +138,7 @@ class Clock(Protocol):
 
 
 class Reporter:
-    """A printer of messages, status lines and a progress bar. Only process 0 prints.
+    """A printer of messages, status lines and the progress between them. Only process 0 prints.
 
     Attributes:
         clock: The clock of a timed run; None if the run has a fixed number of steps.
@@ -161,6 +164,7 @@ class Reporter:
             transient=True,
         )
         self._task = self._bar.add_task("training", total=1.0, left="")
+        self._growing: Phase | None = None
         self.advance(first_step)
 
     def say(self, message: Any) -> None:
@@ -185,18 +189,36 @@ class Reporter:
         if not self.console.quiet:
             print(json.dumps({"time": moment} | values), flush=True)
 
-    def start_bar(self) -> None:
-        """Show the progress bar if the output is a terminal and neither quiet nor JSON."""
-        if not (output.quiet or output.json):
+    def start_progress(self) -> None:
+        """Show the progress between status lines, unless the output is quiet or JSON.
+
+        A terminal shows a progress bar. A file or pipe gets a line that grows, for the first
+        `GROWING_SECONDS`.
+        """
+        if output.quiet or output.json or self.console.quiet:
+            return
+        if self.console.is_terminal:
             self._bar.start()
+        else:
+            self._growing = Phase("training", None)
+            self._growing.start()
 
     def advance(self, step: int) -> None:
-        """Update the progress bar to the given step."""
+        """Update the progress to the given step."""
         if self.clock:
-            done, text = self.clock.share(), f"training, step {step}"
+            done, position = self.clock.share(), f"step {step}"
         else:
-            done, text = step / self._total, f"training, step {step}/{self._total}"
-        self._bar.update(self._task, completed=done, description=text)
+            done, position = step / self._total, f"step {step}/{self._total}"
+        self._bar.update(self._task, completed=done, description=f"training, {position}")
+        if self._growing:
+            self._growing.detail(position)
+            if self._growing.seconds > GROWING_SECONDS:
+                self._end_growing()
+
+    def _end_growing(self) -> None:
+        if self._growing:
+            self._growing.end()
+            self._growing = None
 
     def status(self, step: int, values: dict[str, float], window: Window) -> None:
         """Print a status line with the metrics, the current time and the estimated time left.
@@ -242,5 +264,6 @@ class Reporter:
             self.say(line)
 
     def close(self) -> None:
-        """Remove the progress bar."""
+        """Stop showing the progress."""
         self._bar.stop()
+        self._end_growing()

@@ -93,7 +93,7 @@ class Log(Callback):
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
     def on_rollback(self, step: int) -> None:
-        """Discard the metrics of later steps, and move the progress bar back to ``step``."""
+        """Discard the metrics of later steps, and move the progress back to ``step``."""
         self._writer.truncate_after(step)
         self.report.advance(step)
 

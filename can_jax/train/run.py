@@ -194,7 +194,7 @@ def run(
                 pace=pace,
                 end_seconds=evaluation_seconds,
             )
-            report.start_bar()
+            report.start_progress()
             stopping.begin()
             first, state = loop(first, state)
             lock.end_soon()

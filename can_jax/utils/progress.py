@@ -29,7 +29,7 @@ LINE = 100  # characters after which a growing line is continued on the next
 _output = threading.RLock()
 _open: "Phase | None" = None  # the phase whose line is not ended
 _active: list["Phase"] = []  # those under way, the innermost last
-_last_sign = 0.0  # the `time.perf_counter()` of the last sign of any phase
+_last_sign = 0.0  # the `time.perf_counter()` of the last sign of a phase, or message
 
 
 class Phase:
@@ -54,6 +54,11 @@ class Phase:
             _active.append(self)
         threading.Thread(target=self._live, daemon=True).start()
 
+    @property
+    def seconds(self) -> float:
+        """The seconds since the operation began."""
+        return time.perf_counter() - self._started
+
     def detail(self, text: str) -> None:
         """Set a text to print before the elapsed time, such as ``2,000 of 9,000 images``."""
         self._detail = text
@@ -61,7 +66,7 @@ class Phase:
     def end(self) -> float:
         """Stop printing, end the line, and return the seconds that the operation took."""
         self._done.set()
-        seconds = time.perf_counter() - self._started
+        seconds = self.seconds
         with _output:
             if self in _active:
                 _active.remove(self)
@@ -93,21 +98,20 @@ class Phase:
     def _is_due(self) -> bool:
         """Return whether to print now.
 
-        An operation prints at its `FIRST_SECONDS`. Later signs are due when no operation has
-        printed for `PERIOD`, so that a series of short nested operations does not silence this one.
+        An operation prints at its `FIRST_SECONDS`. Later signs are due when nothing was printed for
+        `PERIOD`, so that a series of short nested operations does not silence this one.
         """
-        now = time.perf_counter()
-        lasting = [phase for phase in _active if now - phase._started >= FIRST_SECONDS]
+        lasting = [phase for phase in _active if phase.seconds >= FIRST_SECONDS]
         if not lasting or lasting[-1] is not self:
             return False
-        return not self._written or now - _last_sign >= PERIOD
+        return not self._written or time.perf_counter() - _last_sign >= PERIOD
 
     def _sign(self) -> None:
         """Print the elapsed time."""
         global _open, _last_sign
         if _open is not None and _open is not self:
             _open.end_line()
-        seconds = f"{time.perf_counter() - self._started:.0f}s"
+        seconds = f"{self.seconds:.0f}s"
         if self._detail:
             seconds = f"{self._detail}, {seconds}"
         usually = f" (usually {self._usual:.0f}s)" if self._usual else ""
@@ -131,7 +135,9 @@ class Phase:
 
 def end_line() -> None:
     """End an unfinished progress line. Call this function before printing anything else."""
+    global _last_sign
     with _output:
+        _last_sign = time.perf_counter()  # the message is a sign of life, too
         if _open is not None:
             _open.end_line()
 

@@ -1,8 +1,13 @@
+import contextlib
+import re
+import time
+
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
 from can_jax.monitoring import console
+from can_jax.utils import progress
 
 
 @pytest.mark.parametrize(
@@ -29,3 +34,39 @@ def test_brackets_and_colons_are_printed_as_they_are(capsys, text):
     console.plain_console(width=200).print(console.fact_table(text, {text: text}))
     out = capsys.readouterr().out
     assert out.splitlines()[0] == text and out.count(text) == 4
+
+
+@pytest.fixture
+def in_a_pipe(monkeypatch):
+    """A reporter without a terminal, whose progress is due after hundredths of a second."""
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "PERIOD", 0.02)
+    monkeypatch.setattr(progress, "TICK", 0.005)
+    with contextlib.closing(console.Reporter(0, 40)) as reporter:
+        yield reporter
+
+
+def test_progress_between_status_lines_has_a_line_of_its_own(in_a_pipe, capsys):
+    in_a_pipe.start_progress()
+    in_a_pipe.advance(12)
+    printed, end = "", time.monotonic() + 20
+    while printed.count("step 12/40, ") < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+        printed += capsys.readouterr().out
+    in_a_pipe.say("step 13/40 | loss 3")
+    printed += capsys.readouterr().out
+    assert re.match(r"training: step 12/40, \ds step 12/40, \ds", printed)
+    assert printed.endswith("\nstep 13/40 | loss 3\n")
+    in_a_pipe.close()
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""
+
+
+def test_long_run_in_a_pipe_prints_status_lines_only(in_a_pipe, capsys, monkeypatch):
+    monkeypatch.setattr(console, "GROWING_SECONDS", 0.0)
+    in_a_pipe.start_progress()
+    in_a_pipe.advance(12)
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""
