@@ -1,20 +1,25 @@
 """URLs and listings of data sets on the Hugging Face Hub, `hf://datasets/USER/NAME/PATH`."""
 
+import errno
+import functools
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.extras import install_command
 
 ENDPOINT = "HF_ENDPOINT"  # the variable of huggingface_hub
 HUB = "https://huggingface.co"
 ADDRESS = re.compile(r"hf://(datasets/[\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
 NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
 TIMEOUT = 60.0  # seconds of a request
+BUSY = (429, 500, 502, 503, 504)  # statuses of requests that are worth repeating
+RETRIES = 4  # of a request; listings are retried by `can_jax.data.storage.reading.patiently`, too
 Entry = tuple[str, int, str]  # the URL, the size in bytes and the version of a file
 
 
@@ -75,21 +80,51 @@ def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
     folder does not exist.
 
     Raises:
-        UserError: The Hub cannot be reached, or refuses the request.
+        UserError: The Hub refuses the request, or `urllib3` is not installed.
+        OSError: The Hub cannot be reached, or is too busy to answer.
     """
     repository, revision, path = _parts(url)
     page: str | None = f"{_hub()}/api/{repository}/tree/{revision}/{path}".rstrip("/")
     page = f"{page}?recursive={'true' if recursive else 'false'}"
     while page:
-        try:
-            request = urllib.request.Request(page, headers=dict(headers()))
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                yield from json.load(answer)
-                following = NEXT.search(answer.headers.get("Link", ""))
-        except urllib.error.HTTPError as error:
-            if error.code == 404 and path:
-                return
-            raise UserError(f"{url} cannot be listed: HTTP {error.code} {error.reason}") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{url} cannot be listed: {one_line(error)}") from error
+        answer = _get(page, url)
+        if answer.status == 404 and path:
+            return
+        if answer.status != 200:
+            raise UserError(f"{url} cannot be listed: HTTP {answer.status} {answer.reason}")
+        yield from json.loads(answer.data)
+        following = NEXT.search(answer.headers.get("Link", ""))
         page = following[1] if following else None
+
+
+def _get(page: str, url: str) -> Any:
+    """Return the response to a request, which is repeated while the Hub is busy.
+
+    Args:
+        page: The URL to request.
+        url: The URL of the data set, for the message of an error.
+    """
+    client = _client(_hub())
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return client.request("GET", page, headers=dict(headers()), timeout=TIMEOUT)
+    except HTTPError as error:
+        raise OSError(errno.EIO, f"cannot be listed: {one_line(error)}", url) from error
+
+
+@functools.cache
+def _client(hub: str) -> Any:
+    """Return the HTTP client for a Hub, which uses the proxy in the environment."""
+    try:
+        import urllib3
+    except ModuleNotFoundError as error:
+        raise UserError(f"reading hf:// requires urllib3: {install_command('remote')}") from error
+    retries = urllib3.Retry(
+        RETRIES, status_forcelist=BUSY, backoff_factor=0.25, backoff_max=8, backoff_jitter=0.5
+    )
+    server = urlsplit(hub)
+    proxy = urllib.request.getproxies().get(server.scheme)
+    if proxy and not urllib.request.proxy_bypass(server.netloc):
+        return urllib3.ProxyManager(proxy, retries=retries)
+    return urllib3.PoolManager(retries=retries)
