@@ -213,12 +213,7 @@ class Reporter:
         if self._growing:
             self._growing.detail(position)
             if self._growing.seconds > GROWING_SECONDS:
-                self._end_growing()
-
-    def _end_growing(self) -> None:
-        if self._growing:
-            self._growing.end()
-            self._growing = None
+                self.stop_progress()
 
     def status(self, step: int, values: dict[str, float], window: Window) -> None:
         """Print a status line with the metrics, the current time and the estimated time left.
@@ -263,7 +258,13 @@ class Reporter:
         else:
             self.say(line)
 
-    def close(self) -> None:
-        """Stop showing the progress."""
+    def stop_progress(self) -> None:
+        """Stop showing the progress between status lines."""
         self._bar.stop()
-        self._end_growing()
+        if self._growing:
+            self._growing.end()
+            self._growing = None
+
+    def close(self) -> None:
+        """Stop showing the progress, for `contextlib.closing`."""
+        self.stop_progress()

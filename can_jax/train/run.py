@@ -197,6 +197,7 @@ def run(
             report.start_progress()
             stopping.begin()
             first, state = loop(first, state)
+            report.stop_progress()
             lock.end_soon()
             if pace:
                 pace.store()
@@ -205,7 +206,8 @@ def run(
                 complete = training.finished(workdir)
             finish(first, complete, checkpoints)
         lock.check()
-        callbacks.on_train_end(state, progress.seconds)
+        with phase("finishing the run"):
+            callbacks.on_train_end(state, progress.seconds)
 
 
 def finish(last: int, complete: bool, checkpoints: Checkpointer) -> None:

@@ -291,6 +291,14 @@ def test_python_ends_while_batches_are_being_prepared(folder, times):
         subprocess.run([sys.executable, "-c", ENDS % str(folder)], timeout=60, check=True)
 
 
+def test_tensorflow_tunes_nothing(folder):
+    """The tuner's thread delays the end of a run, now and then, by as long as the run lasted."""
+    config = on_folder(folder)
+    rows = np.arange(config.batch_size)
+    dataset = host_batches(config, open_source(config.data, "train"), (0, 4), rows)
+    assert dataset.options().autotune.enabled is False
+
+
 def test_counts_are_kept_when_a_run_goes_on():
     states = [[80, 3], [80, 1]]
     assert [counts_of(states, process, 2) for process in (0, 1)] == [(80, 3), (80, 1)]
