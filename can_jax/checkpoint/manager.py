@@ -1,4 +1,4 @@
-"""Asynchronous, atomic checkpoints with Orbax, which only `scopes` imports."""
+"""Asynchronous, atomic checkpoints with Orbax."""
 
 import contextlib
 import shutil
@@ -45,7 +45,7 @@ class Checkpointer:
 
     Args:
         directory: The folder of the checkpoints; created if missing, unless ``read_only``.
-        keep_last: The number of latest checkpoints to retain; None for all.
+        keep_last: The number of latest regular checkpoints to retain; None for all.
         keep_every_steps: Checkpoints whose step is a multiple of this are also retained; None for
             off.
         read_only: Whether to leave the directory unchanged, because another run may write to it.
@@ -249,7 +249,7 @@ class Checkpointer:
         """Block until pending saves are finished. Collective: every process must call this.
 
         Returns:
-            True if the pending save succeeded or there was none, False if it failed.
+            False if the latest save failed, either in `save` or in the background; else True.
 
         Raises:
             UserError: Three saves in a row have failed.
@@ -263,7 +263,7 @@ class Checkpointer:
             return False
         if self._saving == self.latest_step:
             self._failures = 0
-        return True
+        return not self._failures
 
     def _agree(self, failure: Exception | None) -> bool:
         """Return whether a save succeeded in all processes, and report a failure. Collective."""

@@ -12,6 +12,7 @@ from can_jax.checkpoint import checksums, manager
 from can_jax.checkpoint.identity import has_checkpoints
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.distributed.mesh import make_mesh
+from can_jax.train.run import finish
 from can_jax.train.step import abstract_state, make_step
 from can_jax.utils.errors import UserError
 from tests.data.test_dirty import bound_by_permissions
@@ -275,6 +276,22 @@ def test_newest_that_fits_is_restored(three, abstract, tmp_path, caplog):
     assert_equal(filled(abstract, 3), restored)
     assert "checkpoint" in caplog.text and "7 " in caplog.text and "was moved to" in caplog.text
     assert checkpoints.latest_step == 3 and (tmp_path / "refused_checkpoints" / "7").is_dir()
+
+
+def test_last_save_that_fails_at_once_is_an_error(tmp_path, monkeypatch):
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
+    checkpoints.save(1, SMALL, {})
+    finish(1, True, checkpoints)
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.shutil, "disk_usage", lambda _: full)
+        checkpoints.save(2, SMALL, {})
+    for complete in (True, False):
+        with pytest.raises(UserError, match="step 2 could not be saved"):
+            finish(2, complete, checkpoints)
+    checkpoints.save(3, SMALL, {})
+    finish(3, True, checkpoints)
+    checkpoints.close()
 
 
 def test_saving_a_step_twice_is_harmless(tmp_path, caplog):
