@@ -6,7 +6,7 @@ resumed run keeps the stored settings, except for `DEVICE_KEYS`, which are chose
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -31,10 +31,10 @@ CPU_BATCH = 128
 SMALLEST_BATCH = 256  # microbatches are preferred to smaller batches, which have few negatives
 REMATS = ("none", "dots", "dots_no_batch", "full")
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
-STATE_SHARE = 0.4  # the state is split over devices if it needs more of a device's memory
+STATE_SHARE = 0.4  # the fraction of a device's memory above which the state is split over devices
 PROBE_IMAGES = 100_000  # images between two probes
 CPU_SIZE, LARGEST_SIZE = 64, 224  # pixels
-MOST_PATCHES = 1024  # images whose sides need more patches are resized instead
+MOST_PATCHES = 1024  # images that would have more patches are resized
 AUTOMATIC_EPOCHS = 100.0  # the length of a run for which neither recipe nor length is given
 
 
@@ -178,7 +178,12 @@ def memory_choices(
     yield Choice("mesh.fsdp", mesh.fsdp, f"{parameters / 1e6:.0f} million parameters")
     yield Choice("mesh.data", -1, "all remaining devices")
     fixed = stored or is_given("batch_size", given)
-    batch, remat, parts = fit(plan, parameters, devices, found, fixed)
+    microbatches = plan.accumulation.microbatches
+    batch, remat, parts = fit(
+        plan, parameters, devices, found, fixed,
+        (plan.model.remat,) if is_given("model.remat", given) else REMATS,
+        (microbatches,) if is_given("accumulation.microbatches", given) else MICROBATCHES,
+    )  # fmt: skip
     with plan.ignore_type():
         plan.batch_size, plan.model.remat, plan.accumulation.microbatches = batch, remat, parts
     if limit is None:
@@ -196,14 +201,27 @@ def memory_choices(
 
 
 def fit(
-    config: ConfigDict, parameters: int, devices: Devices, found: Survey | None, fixed: bool
+    config: ConfigDict,
+    parameters: int,
+    devices: Devices,
+    found: Survey | None,
+    fixed: bool,
+    remats: Sequence[str] = REMATS,
+    microbatches: Sequence[int] = MICROBATCHES,
 ) -> tuple[int, str, int]:
     """Return a batch size, remat policy and number of microbatches that fit the device memory.
 
-    The largest batch that fits is preferred, and then the remat policy that recomputes least.
-    Batches below `SMALLEST_BATCH` are tried only if no number of microbatches fits. If no
-    combination fits, the smallest batch with full rematerialization is returned. On a CPU or with
-    unknown memory, only the batch size is chosen.
+    Combinations are tried in this order:
+
+    - Batches of at least `SMALLEST_BATCH`, the largest first, with the fewest microbatches and each
+      of the first three remat policies.
+
+    - The smallest of these batches, with more microbatches.
+
+    - All batches, the largest first, with the fewest microbatches and the last remat policy.
+
+    If no combination fits, the smallest batch is returned, with the fewest microbatches and the
+    last remat policy. On a CPU or with unknown memory, only the batch size is chosen.
 
     Args:
         config: The configuration, which is left unchanged.
@@ -212,6 +230,8 @@ def fit(
         found: The result of the survey of the data, whose number of images limits the batch size;
             None for no such limit.
         fixed: Whether to keep the batch size of ``config``.
+        remats: The allowed remat policies, from the least recomputation to the most.
+        microbatches: The allowed numbers of microbatches, in ascending order.
     """
     count, limit = devices.count, devices.memory
     most = config.batch_size
@@ -235,14 +255,18 @@ def fit(
         return step_bytes(trial, parameters, count) <= limit
 
     large = [size for size in batches if size >= SMALLEST_BATCH] or batches[:1]
-    candidates = [(batch, remat, 1) for batch in large for remat in REMATS[:3]]
-    candidates += [(large[-1], remat, n) for n in MICROBATCHES[1:] for remat in REMATS[1:]]
-    candidates += [(batch, "full", 1) for batch in batches]
-    return next((each for each in candidates if fits(*each)), (batches[-1], "full", 1))
+    fewest = microbatches[0]
+    candidates = [(batch, remat, fewest) for batch in large for remat in remats[:3]]
+    cheaper = remats[1:] or remats
+    candidates += [(large[-1], remat, n) for n in microbatches[1:] for remat in cheaper]
+    candidates += [(batch, remats[-1], fewest) for batch in batches]
+    return next((each for each in candidates if fits(*each)), candidates[-1])
 
 
 def what_fits(config: ConfigDict, devices: Devices) -> str:
     """Return command-line options with which a step that ran out of memory should fit.
+
+    If no options are expected to fit, return advice to reduce the model or the images instead.
 
     Args:
         config: The resolved configuration of the step that ran out of memory.
@@ -250,17 +274,23 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
     """
     parameters = parameter_count(config)
     needed = step_bytes(config, parameters, devices.count)
-    # The step did not fit, so the estimate may be too low: require a fifth less than estimated.
+    # The step did not fit, so the estimate may be too low. Allow only 80 % of its activations.
     constant = constant_bytes(config, parameters, devices.count)
     limit = min(devices.memory or needed, constant + int(0.8 * (needed - constant)))
     devices = dataclasses.replace(devices, platform="gpu", memory=limit)
     kept = fit(config, parameters, devices, None, fixed=True)
-    smaller = config.copy_and_resolve_references()
-    smaller.batch_size = max(config.batch_size // 2, devices.count)
-    other = fit(smaller, parameters, devices, None, fixed=False)
-    options = [
-        f"--config.batch_size={batch} --config.accumulation.microbatches={parts} "
-        f"--config.model.remat={remat}"
-        for batch, remat, parts in dict.fromkeys((kept, other))
-    ]
+    trial = config.copy_and_resolve_references()
+    trial.batch_size = max(config.batch_size // 2, devices.count)
+    other = fit(trial, parameters, devices, None, fixed=False)
+    options = []
+    for batch, remat, parts in dict.fromkeys((kept, other)):
+        trial.batch_size, trial.model.remat = batch, remat
+        trial.accumulation.microbatches = parts
+        if step_bytes(trial, parameters, devices.count) <= limit:
+            options.append(
+                f"--config.batch_size={batch} --config.accumulation.microbatches={parts} "
+                f"--config.model.remat={remat}"
+            )
+    if not options:
+        return "no smaller batch is expected to fit: choose a smaller model or smaller images"
     return f"expected to fit: {', or '.join(options)}"

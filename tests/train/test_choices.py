@@ -75,6 +75,23 @@ def test_settings_of_the_command_line_stay():
     assert (config.batch_size, config.model.dtype, config.data.image_size) == (64, "float32", 192)
 
 
+@pytest.mark.parametrize(
+    ("remat", "microbatches"), [("none", 1), ("none", None), ("full", None), (None, 4)]
+)
+def test_batch_fits_with_settings_of_the_command_line(remat, microbatches):
+    given = {"model.remat": remat, "accumulation.microbatches": microbatches}
+    given = {key: value for key, value in given.items() if value is not None}
+    config = recipe("vit_b")
+    config.data.path = "/data"
+    config.update_from_flattened_dict(given)
+    choose(config, given, dataclasses.replace(CARD, memory=10 * GIB), PHOTOS)
+    config = resolve(config)
+    assert step_bytes(config, parameter_count(config), 1) <= 10 * GIB
+    values = {"model.remat": config.model.remat}
+    values["accumulation.microbatches"] = config.accumulation.microbatches
+    assert given.items() <= values.items() and config.batch_size >= 16
+
+
 def test_resumed_run_changes_only_what_the_results_do_not_depend_on():
     config, _ = chosen("vit_b", CARD)
     before = config.copy_and_resolve_references()
@@ -173,6 +190,8 @@ def test_out_of_memory_names_what_would_fit():
     config = small_config(batch_size=512)
     line = what_fits(config, CARD)
     assert "--config.accumulation.microbatches=" in line and "--config.batch_size=256" in line
+    tiny = dataclasses.replace(CARD, memory=GIB // 4)
+    assert what_fits(config, tiny).startswith("no smaller batch is expected to fit: ")
     message = r"out of memory on .*batch_size=512.*; expected to fit: "
     with pytest.raises(UserError, match=message), explained_memory(config):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
