@@ -80,12 +80,14 @@ class Objective:
             log. If the objective has a head, the signature is ``loss(arrays, head, **settings)``.
         weight: The default of the config key ``weight``. An objective with weight 0 is inactive.
         keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Keys with the
-            name of a parameter of ``loss`` are passed to ``loss``.
+            name of a parameter of ``loss`` are passed to ``loss``; if ``loss`` has a parameter
+            ``**settings``, all keys are passed.
         head: A function ``head(config, width, **options)`` that builds the objective's own module,
             such as a projector or a learned temperature. ``width`` is the embedding dimension of
             the encoder. ``options`` holds the arguments ``dtype``, ``param_dtype`` and ``rngs`` of
             `flax.nnx` layers. ``head`` is None for an objective without parameters.
-        head_name: The name of the head in the parameter tree; ``NAME_head`` by default.
+        head_name: The name of the head in the parameter tree, which no other head may have;
+            ``NAME_head`` by default.
         relates_rows: Whether the loss compares images of the batch with each other, so that it is
             not a mean over microbatches. If ``relates_rows`` is True, ``reads`` may hold only
             fields in `OF_WHOLE_BATCH`.
@@ -98,9 +100,9 @@ class Objective:
             objective cannot be computed with it. ``check`` is called for active objectives only.
 
     Raises:
-        ValueError: ``reads`` or ``keys`` has a wrong type, ``reads`` holds a field that is unknown
-            or excluded by ``relates_rows``, or ``loss`` requires a parameter that is not in
-            ``keys``.
+        ValueError: ``reads`` is not a set of strings, or holds a field that is unknown or excluded
+            by ``relates_rows``; a value in ``keys`` is not a `Key`, or ``keys`` contains
+            ``weight``; or ``loss`` requires a parameter that is not in ``keys``.
     """
 
     reads: Set[str]

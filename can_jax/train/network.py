@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from can_jax import objectives
 from can_jax.models import can
+from can_jax.utils.errors import UserError
 
 Tree = Any
 
@@ -15,14 +16,23 @@ Tree = Any
 def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
     """Return the functions that build the heads, in the order in which the heads are created.
 
-    The random initialization of the network depends on the order of the heads. The result includes
-    only heads and decoders that the active objectives need.
+    The random initialization of the network depends on the order of the heads. The decoder and the
+    noise-level embedding count as heads. The result includes only heads that the active objectives
+    need.
+
+    Raises:
+        UserError: Two heads have the same name.
     """
     settings = config.objective.to_dict()
     reads, active = objectives.reads(settings), objectives.active(settings)
-    needed: dict[str, Any] = {
-        head: active[name].head for name, head in objectives.head_names(settings).items()
-    }
+    needed: dict[str, Any] = {}
+    for name, head in objectives.head_names(settings).items():
+        if head in needed or head in can.BUILDERS:
+            raise UserError(
+                f"the objective {name!r} has head_name={head!r}, the name of another head of the "
+                "network; give another head_name"
+            )
+        needed[head] = active[name].head
     if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
         needed["noise_level"] = can.BUILDERS["noise_level"]
     if "prediction" in reads:

@@ -8,6 +8,7 @@ from can_jax.config.resolve import default_config
 from can_jax.objectives import OBJECTIVES, Objective, active, head_names
 from can_jax.objectives.base import Arrays, check_names
 from can_jax.train.losses import total_loss
+from can_jax.train.network import heads as network_heads
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Number
 from tests.helpers.configs import small_config
@@ -60,6 +61,14 @@ def test_own_check_applies_to_an_active_objective_only():
         assert small_config()
         with pytest.raises(UserError, match="not with"):
             small_config(objective__extra__weight=1.0)
+
+
+@pytest.mark.parametrize("name", ["projector", "decoder"])
+def test_two_heads_of_the_same_name_are_refused(name):
+    own = Objective({"clean"}, len, head=lambda *_, **__: nnx.Module(), head_name=name)
+    message = f"'extra' has head_name='{name}', the name of another"
+    with OBJECTIVES.temporarily("extra", own), pytest.raises(UserError, match=message):
+        network_heads(small_config(objective__extra__weight=1.0))
 
 
 def test_objective_is_called_with_its_head_and_its_settings():
