@@ -1,10 +1,10 @@
 """Dumps of failed train steps, which `python -m can_jax.replay` re-runs for debugging.
 
-A dump is a folder with the configuration, the parameters before the step, and one file for each
-process with the rows of the batch on its devices. File and folder names use the older term
-"capture".
+A dump is a folder with the configuration, the train state, and one file for each process with the
+rows of the batch on its devices. File and folder names use the older term "capture".
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -28,10 +28,13 @@ def write_failed_step(
     Args:
         folder: The folder to write the dump to; created if missing.
         config: The resolved configuration.
-        step: The number of the step whose update was not finite.
-        state: The train state after the step. Its parameters equal those before the step, since the
-            update was skipped.
+        step: The number of the failed step.
+        state: The train state after the step. If the update of the step was skipped, the parameters
+            equal those before the step.
         batch: The global batch on which the step failed.
+
+    Raises:
+        OSError: The dump cannot be written completely.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[int, dict[str, np.ndarray]] = {}
@@ -45,10 +48,10 @@ def write_failed_step(
     }
     with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **parts)
-    checkpoints = Checkpointer(folder / "state", keep_last=1)
-    checkpoints.save(step, state, {})
-    checkpoints.wait()
-    checkpoints.close()
+    with contextlib.closing(Checkpointer(folder / "state", keep_last=1)) as checkpoints:
+        checkpoints.save(step, state, {})
+        if not checkpoints.wait():
+            raise OSError("the train state could not be saved; see the warning above")
     if jax.process_index() == 0:
         (folder / "config.json").write_text(to_json(config) + "\n")
         facts = {"step": step, "positions": [int(p) for p in parts["position"][[0, -1]]]}

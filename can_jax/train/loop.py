@@ -26,7 +26,7 @@ from can_jax.monitoring.watchdog import Watchdog
 from can_jax.train.callback import Callback
 from can_jax.train.pace import Pace
 from can_jax.train.step import Steps, TrainState
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, one_line
 
 Compiled = Callable[..., tuple[TrainState, dict[str, Any]]]
 
@@ -246,8 +246,8 @@ class Loop:
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
                 f"at step {step} {difference}: that device or its memory is faulty. Exclude the "
-                "device and re-run the command, which resumes from the last checkpoint; there, all "
-                "copies were equal"
+                "device and re-run the command, which resumes from the last checkpoint, in which "
+                "all copies are equal"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
@@ -317,13 +317,17 @@ class Loop:
     def _stop_broken(self, step: int, state: TrainState, batch: Batch) -> None:
         """Write the dump of a failed step, and raise `UserError` to end the run.
 
+        The dump holds the latest step, since the batches of earlier steps are no longer in memory.
         Collective: every process must call this.
         """
         self.lock.check_together()
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config
-        write_failed_step(folder, config, step, state, batch)
+        try:
+            write_failed_step(folder, config, step, state, batch)
+            dump = f"python -m can_jax.replay {folder} reproduces the step"
+        except (OSError, UserError) as error:
+            dump = f"the step could not be written to {folder}: {one_line(error)}"
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
-            f"{step - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} reproduces the step; a "
-            "lower optimizer.learning_rate may help"
+            f"{step - STEPS_IN_FLIGHT}: {dump}; a lower optimizer.learning_rate may help"
         )

@@ -280,9 +280,13 @@ def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_repl
     stored = json.loads((capture / "config.json").read_text())
     stored["probe"]["k"] = stored["optimizer"]["epsilon"] = 0  # as older versions took it
     (capture / "config.json").write_text(json.dumps(stored))
+    facts = json.loads((capture / "capture.json").read_text())
+    first, last = facts["positions"]
+    facts["positions"] = [first, first]  # as if process 0 had had one of the images
+    (capture / "capture.json").write_text(json.dumps(facts))
     replay = main_in_process("can_jax.replay", capture)
     assert replay.returncode == 0, replay.stderr
-    assert "16 images at positions " in replay.stdout
+    assert f"16 images at positions {first} to {last} of" in replay.stdout
     assert "loss/total" in replay.stdout and "not finite" in replay.stdout
     assert "encoder/blocks" in replay.stdout
 

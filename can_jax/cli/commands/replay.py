@@ -49,7 +49,7 @@ def main(capture: str) -> None:
             )
         )(state.parameters, state.batch_stats, batch, step.teacher(state))
         jax.block_until_ready(outputs)
-    first, last = facts["positions"]
+    first, last = batch.position[0], batch.position[-1]  # the dump has those of process 0 only
     console = plain_console(width=100, soft_wrap=True)
     console.print(
         f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last} of the "
