@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from can_jax.distributed.preemption import Stopped, handler
-from can_jax.utils.errors import LostLock, Preempted, one_line, printable
+from can_jax.utils.errors import LostLock, Preempted, one_line, printable, reason_of
 
 WAITING = 10_000  # the maximum number of lines that wait for the run directory or for disk space
 
@@ -88,7 +88,8 @@ class RunLog(python_logging.Handler):
         except OSError as error:
             if not self._failed:
                 self._failed = True
-                print(f"WARNING: {self._path} cannot be written: {error.strerror}", file=sys.stderr)
+                reason = reason_of(error)
+                print(f"WARNING: {self._path} cannot be written: {reason}", file=sys.stderr)
             return
         self._waiting.clear()
 

@@ -23,7 +23,7 @@ from can_jax.plan.program import Program
 from can_jax.plan.topology import Topology
 from can_jax.train.flops import train_flops_per_image, transformers
 from can_jax.train.step import Steps, abstract_state, compile_train_step, make_step
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import replace_text
 from can_jax.utils.progress import phase
 
@@ -218,7 +218,7 @@ def write(path: Path, text: str) -> None:
     try:
         replace_text(path, text)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {reason_of(error)}") from error
 
 
 def needed_bytes(error: Exception) -> int:

@@ -27,7 +27,7 @@ from can_jax.train.loop import Progress
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import TrainState, initialize
 from can_jax.train.training import Training
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import replace_text
 from can_jax.utils.nested import flatten
 
@@ -50,7 +50,7 @@ def writing(workdir: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+        raise UserError(f"--workdir={workdir} cannot be written: {reason_of(error)}") from error
 
 
 def make_directory(workdir: epath.Path) -> None:

@@ -13,7 +13,7 @@ from can_jax.config.resolve import from_json, to_json
 from can_jax.monitoring.console import Reporter
 from can_jax.train.pretrain import continued
 from can_jax.train.run_length import make_run_length
-from can_jax.train.start import record_start
+from can_jax.train.start import record_start, writing
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.runs import (
@@ -228,3 +228,9 @@ def test_a_start_from_the_beginning_begins_a_new_run(tmp_path):
     assert ["config" in start for start in read_starts(place)] == [True, True, False, True]
     (tmp_path / "starts.jsonl").write_bytes(b"\xff\n5\n" + (tmp_path / "starts.jsonl").read_bytes())
     assert len(read_starts(place)) == 4
+
+
+def test_error_of_a_bucket_without_a_system_error_has_a_reason(tmp_path):
+    message = "cannot be written: OSError: no such bucket"
+    with pytest.raises(UserError, match=message), writing(epath.Path(tmp_path)):
+        raise OSError("no such bucket")

@@ -13,7 +13,7 @@ from etils import epath
 from can_jax.cli.command import Command
 from can_jax.evaluate.reports.run_record import read_record
 from can_jax.evaluate.reports.run_report import run_report
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import check_file, distinct_names, replace_text
 
 COMMAND = Command(__doc__, "RUN...")
@@ -33,5 +33,7 @@ def main(*runs: str) -> None:
     try:
         replace_text(epath.Path(_OUTPUT.value), run_report(records))
     except OSError as error:
-        raise UserError(f"--output={_OUTPUT.value} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"--output={_OUTPUT.value} cannot be written: {reason_of(error)}"
+        ) from error
     print(f"page to open: {_OUTPUT.value}")
