@@ -10,7 +10,7 @@ from can_jax.utils.tensorflow import tensorflow
 
 BICUBIC = Image.Resampling.BICUBIC
 PUBLISHED = 224  # the image size up to which MAE evaluates on the center of a larger image
-ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fallback is centered
+ATTEMPTS = 10  # the maximum number of draws for a box that fits, as in torchvision
 
 
 def uniforms(seed: int, positions: Any, count: int) -> Any:

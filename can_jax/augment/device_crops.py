@@ -1,7 +1,7 @@
 """Random resized crops of images that are already on the device.
 
-Boxes have the same distribution as those of `can_jax.augment.crops`, which crops on the host, but
-their random numbers come from JAX.
+Boxes have the same distribution as those of `can_jax.augment.crops.random_boxes` with
+``fit="redraw"``, but their random numbers come from JAX.
 """
 
 import math
@@ -51,7 +51,8 @@ def box_of(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """Convert uniform random numbers to a crop box, as `can_jax.augment.crops.random_boxes` does.
+    """Convert uniform random numbers to a crop box, as `can_jax.augment.crops.random_boxes` does
+    with ``fit="redraw"``.
 
     Args:
         drawn: `DRAWS` random numbers, uniform in [0, 1).

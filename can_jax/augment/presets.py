@@ -1,6 +1,7 @@
-"""Presets of `config.augment`, as dicts of the keys that differ from the default, CAN's preset.
+"""Presets of `config.augment`, as dicts of the keys that differ from the default values.
 
-A recipe applies a preset with ``config.augment.update(PRESETS["mae"])``.
+The default values are the preset ``can``. A recipe applies another preset with
+``config.augment.update(PRESETS["mae"])``.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "can": {},
     # arXiv 2111.06377: one view, cropped and flipped.
     "mae": {"views": 1, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0},
-    # arXiv 2002.05709, appendix A: smaller crops, and twice the jitter.
+    # arXiv 2002.05709, appendix A: crops may be smaller, and the jitter is twice as strong.
     "simclr": {
         "crop_area": (0.08, 1.0),
         "brightness": 0.8,

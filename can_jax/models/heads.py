@@ -80,6 +80,7 @@ class NoiseLevel(nnx.Module):
         scale: The factor by which sigma is multiplied before the sinusoids. With a scale of 1.0 and
             sigma at most 0.05, no angle exceeds 0.05 rad, so the embedding would be nearly
             constant.
+        **options: The ``dtype``, ``param_dtype`` and ``rngs`` of each layer.
     """
 
     def __init__(self, width: int, scale: float, **options: Any):

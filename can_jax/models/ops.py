@@ -67,9 +67,9 @@ def linear_product(x: Array, kernel: Array) -> Array:
     """Return ``x @ kernel``, the product along the last axis of ``x``, in the fastest form for the
     platform.
 
-    On CPUs, all leading axes of ``x`` are merged into one, which halves the time of the backward
-    pass. On TPUs, the leading axes are not merged, since the merge would copy ``x``, for example if
-    its shape is (32, 99, width). On GPUs, `unfused` is applied to the product.
+    On CPUs, all leading axes of ``x`` are merged into one, which makes the backward pass up to
+    twice as fast. On TPUs, the leading axes are not merged, since the merge would copy ``x``, for
+    example if its shape is (32, 99, width). On GPUs, `unfused` is applied to the product.
     """
     if platform() != "cpu":
         return unfused(jnp.matmul(x, kernel))
@@ -127,7 +127,7 @@ def _times_gelu_slope(x: Array, tangent: Array) -> Array:
 
 
 def quick_gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return QuickGELU, ``x · sigmoid(1.702 x)`` (arXiv 1606.08415), which OpenAI's CLIP has."""
+    """Return QuickGELU, ``x · sigmoid(1.702 x)`` (arXiv 1606.08415), as in OpenAI's CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -214,7 +214,7 @@ def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
 
 
 def fits_cudnn(head_width: int) -> bool:
-    """Return whether cuDNN's fused attention supports heads of a number of features."""
+    """Return whether cuDNN's fused attention supports heads with ``head_width`` features."""
     return head_width <= CUDNN_HEAD_WIDTH and head_width % 8 == 0
 
 

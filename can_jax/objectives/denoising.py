@@ -32,9 +32,8 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     """Return the `denoising_loss` of a training step, and two metrics of the noise.
 
     ``denoising/energy`` is the mean square of the noise on visible patches. ``denoising/residual``
-    is the mean squared error of the predicted noise on visible patches. The metrics
-    ``denoising/energy`` and ``denoising/residual`` are in units of squared normalized pixels,
-    whatever ``noise.target`` is.
+    is the mean squared error of the predicted noise on visible patches. Both metrics are in units
+    of squared normalized pixels, whatever ``noise.target`` is.
     """
     prediction, noise, hidden = arrays.prediction, arrays.noise, arrays.hidden
     assert prediction is not None

@@ -56,9 +56,9 @@ def loss(arrays: Arrays, head: Any, temperature: float, block: int | None) -> tu
     """Compute ``-log(exp(s+ / t) / (exp(s+ / t) + sum_n exp(s_n / t)))``, averaged over queries and
     over the other views (eq. 2).
 
-    ``s+`` is the cosine similarity of a query to its positive in another view, and ``s_n`` is that
-    to its n-th negative. The metric ``dense/top1`` is the fraction of queries that are more similar
-    to their positive than to any negative.
+    ``s+`` is the cosine similarity of a query to its positive in another view, and ``s_n`` is the
+    similarity to its n-th negative. The metric ``dense/top1`` is the fraction of queries that are
+    more similar to their positive than to any negative.
 
     Args:
         arrays: The network outputs and targets of one training step.

@@ -25,10 +25,10 @@ def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
     - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix (DeCov, arXiv
       1511.06068, which uses the covariance matrix).
 
-    - ``total_correlation``: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``, the total
-      correlation per dimension of a Gaussian with the shrunk correlation matrix ``R``. The form
-      ``total_correlation`` is related to beta-TCVAE (arXiv 1802.04942), which penalizes the total
-      correlation of a latent code.
+    - ``total_correlation``: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``, where ``R``
+      is the correlation matrix. This is the total correlation per dimension of a Gaussian with the
+      shrunk correlation matrix. A related penalty is that of beta-TCVAE (arXiv 1802.04942) on the
+      total correlation of a latent code.
 
     Both penalties are 0 for uncorrelated dimensions.
 

@@ -18,7 +18,7 @@ from can_jax.objectives.rows import (
 
 EPSILON = 1e-8  # added to a distance before its logarithm, as in DINOv2
 # Rounding separates equal embeddings by a few units of precision. A distance of at most this many
-# units therefore counts as 0; its logarithm would depend on how the compiler fuses operations.
+# units therefore counts as 0. Otherwise the loss would depend on how the compiler fuses operations.
 ROUNDING = 16
 
 

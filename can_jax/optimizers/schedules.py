@@ -96,7 +96,8 @@ def restarts(
 
 
 def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
-    """Return the function ``(peak, steps, **options)`` that builds the named schedule, or None.
+    """Return the function ``(peak, steps, **options)`` that builds the named schedule, or None if
+    the name is unknown.
 
     Registered names take precedence over the schedules of optax. A function of optax qualifies if
     its first parameter is ``init_value`` or ``value``.

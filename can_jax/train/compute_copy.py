@@ -31,7 +31,8 @@ def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any])
     Args:
         config: The resolved configuration.
         parameters: The parameters of the network, as a nested dict.
-        types: The dtypes from `compute_types`, by parameter path; other parameters are not cast.
+        types: The dtypes from `compute_types`, by parameter path. Parameters that are not in
+            ``types`` are not cast.
     """
 
     def cast(path: tuple[Any, ...], parameter: jax.Array) -> jax.Array:

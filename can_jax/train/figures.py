@@ -115,7 +115,7 @@ def draw(panel: Panel, title: str) -> bytes:
     axes = figure.subplots(rows, len(drawn), squeeze=False)
     for row in range(rows):
         for axis, (name, pictures) in zip(axes[row], drawn.items(), strict=True):
-            # One channel is drawn in gray; of more than three, the first three are drawn as RGB.
+            # The first three channels are drawn as RGB; with fewer, the first is drawn in gray.
             pixels = pictures[row][..., :3] if pictures.shape[-1] >= 3 else pictures[row][..., 0]
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])

@@ -53,7 +53,8 @@ def initial_weights(
         The updated parameters, and lines to print about loaded, missing and unused arrays.
 
     Raises:
-        UserError: The source cannot be read, or none of its arrays matches.
+        UserError: The source cannot be read, its encoder does not match, or none of its arrays
+            matches.
     """
     location, at = find_checkpoint(source, "config.init_from=")
     notes: list[str] = []
@@ -182,7 +183,7 @@ def _different_options(facts: Facts, variant: Variant) -> list[str]:
     if options["pre_norm"] and facts.get("gelu") is None:
         return [
             f"no file states the activation of the weights; this run has gelu={variant.gelu}. "
-            "Models of OpenAI, MetaCLIP and DFN have quick, those of OpenCLIP exact: set "
+            "Models of OpenAI, MetaCLIP and DFN use gelu=quick, those of OpenCLIP gelu=exact; set "
             "config.model.backbone_options to match"
         ]
     notes = []
@@ -240,7 +241,9 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():
         sizes(weights)
     if "pos_embed" not in weights.arrays:
-        notes.append("positions not compared with the sin-cos table: the file has no pos_embed")
+        notes.append(
+            "the file has no pos_embed to compare with the position embeddings of this run"
+        )
 
 
 def _nest(path: tuple[Any, ...], leaf: Any) -> Any:

@@ -25,7 +25,7 @@ FIRST_DECISION = 3  # steps before the first estimate, since the first step is s
 SHARE = 1 / 200  # the interval of decisions as a fraction of the run's time
 SHORTEST, LONGEST = 2.0, 60.0  # the bounds of that interval in seconds
 EXIT_SECONDS = 2.0  # reserved for the exit of the process
-LAST_STEPS = 20  # the most steps that end the schedule after the time is over
+LAST_STEPS = 20  # the maximum steps in which the schedule ends if the time is already over
 
 
 class Used(NamedTuple):

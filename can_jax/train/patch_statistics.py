@@ -64,7 +64,7 @@ def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
-    """Return the number of batches that hold `IMAGES` images, or an epoch if that has fewer
+    """Return the number of batches that hold `IMAGES` images, or one epoch if an epoch has fewer
     images."""
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 

@@ -100,7 +100,7 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
             f"out of memory on {devices.kind} with config.batch_size={config.batch_size}, "
             f"config.accumulation.microbatches={config.accumulation.microbatches} and "
             f"config.model.remat={config.model.remat}; {what_fits(config, devices)}. "
-            f"can-jax plan compiles the step to compute its memory ({one_line(error)[:120]})"
+            f"can-jax plan compiles the step and prints its memory ({one_line(error)[:120]})"
         ) from error
 
 
@@ -305,7 +305,8 @@ def check_labels(config: ConfigDict, source: Any) -> None:
 
 
 def _is_labeled(config: ConfigDict, source: Any) -> bool:
-    """Return whether the data has labels, according to a sample if only its records have them."""
+    """Return whether the data has labels. Streamed data has labels if one of its first `SAMPLE`
+    examples has one."""
     if source.parts:
         return bool(source.label_names)
     if not config.data.streaming:
@@ -315,8 +316,7 @@ def _is_labeled(config: ConfigDict, source: Any) -> bool:
 
 
 def warn_of_inactive(config: ConfigDict, given: Collection[str]) -> None:
-    """Log a warning for each given key of an objective with weight 0, such as a guard against false
-    negatives.
+    """Log a warning for each given key of an objective with weight 0, since the key has no effect.
 
     Args:
         config: The resolved configuration.
