@@ -30,10 +30,13 @@ class Lane:
         return True
 
     def close(self, seconds: float) -> bool:
-        """Wait until all queued calls have run. Return False after a timeout of ``seconds``."""
+        """Wait until all queued calls have run. Return False after a timeout of ``seconds``.
+
+        A negative timeout is treated as 0.
+        """
         end = time.monotonic() + seconds
         try:
-            self._calls.put(None, timeout=seconds)
+            self._calls.put(None, timeout=max(seconds, 0.0))
         except queue.Full:
             return False
         self._thread.join(max(end - time.monotonic(), 0.0))

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from can_jax.monitoring.jsonl import finite_or_none
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.timing import Window
 from can_jax.objectives import OBJECTIVES
@@ -252,7 +253,8 @@ class Reporter:
         ]
         line = " | ".join(parts)
         if output.json:
-            self._print_json({"step": step, "eta_seconds": round(remaining, 1)} | values)
+            fields = {"step": step, "eta_seconds": round(remaining, 1)}
+            self._print_json(fields | finite_or_none(values))
             if self._log:
                 self._log.say(line)
         else:

@@ -21,6 +21,11 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(workdir / "metrics.jsonl") if record is not None]
 
 
+def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
+    """Replace NaN and infinity, which JSON cannot represent, by None."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Yield each line and its record, which is None if the line is malformed or has no step."""
     for line, record in json_lines(path):
@@ -30,7 +35,7 @@ def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 class JsonLines(Tracker):
     """The tracker that writes `metrics.jsonl`, which run reports and resumed runs read.
 
-    Each line of the file has the step, the time of day, the seconds since the run began, and the
+    Each line of the file has the step, the date and time, the seconds since the run began, and the
     metrics. The elapsed seconds exclude the time between a stop and the resume. If the disk is
     full, lines stay in memory until there is space.
 
@@ -77,7 +82,7 @@ class JsonLines(Tracker):
         kept: list[bytes] = []
         dropped: list[bytes] = []
         for line, record in _lines(self._path):
-            if record is None or not 0 < step >= record["step"]:
+            if record is None or step == 0 or record["step"] > step:
                 dropped.append(line)
                 continue
             kept.append(line)
@@ -95,8 +100,8 @@ class JsonLines(Tracker):
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         elapsed = round(time.monotonic() - self._began, 1)
         clock = dict(zip(CLOCK, (moment, elapsed), strict=True))
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._waiting += (json.dumps({"step": step} | clock | finite) + "\n").encode()
+        line = {"step": step} | clock | finite_or_none(values)
+        self._waiting += (json.dumps(line) + "\n").encode()
         self._flush()
 
     def finish(self) -> None:

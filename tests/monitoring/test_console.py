@@ -1,4 +1,6 @@
 import contextlib
+import json
+import math
 import re
 import time
 
@@ -7,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from can_jax.monitoring import console
+from can_jax.monitoring.timing import Window
 from can_jax.utils import progress
 
 
@@ -70,3 +73,13 @@ def test_long_run_in_a_pipe_prints_status_lines_only(in_a_pipe, capsys, monkeypa
     capsys.readouterr()
     time.sleep(0.1)
     assert capsys.readouterr().out == ""
+
+
+def test_status_with_a_loss_that_is_not_finite_is_valid_json(capsys):
+    values = {"epoch": 1.0, "loss/total": math.nan, "grad_norm": math.inf}
+    values |= {"images_per_second": 8.0, "learning_rate": 1e-3}
+    with console.console_output(quiet=False, json=True):
+        console.Reporter(0, 4).status(2, values, Window(2, 1.0, 0.0))
+    refused = {"parse_constant": lambda name: pytest.fail(f"{name} is not JSON")}
+    line = json.loads(capsys.readouterr().out, **refused)
+    assert line["step"] == 2 and line["loss/total"] is line["grad_norm"] is None

@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 from datetime import datetime
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from can_jax.monitoring import metrics
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.scalars import effective_rank, to_scalars
@@ -134,3 +136,26 @@ def test_tracker_that_fails_is_logged_once_and_stops_no_other(tmp_path, monkeypa
     assert calls == [("start", 0), {"seed": 1}, (1, {"x": 1.0}), (2, {"x": 2.0}), "finish"]
     assert [line["x"] for line in read_metrics(epath.Path(tmp_path))] == [1.0, 2.0]
     assert caplog.text.count("by the tracker broken: ConnectionError: the server is gone") == 1
+
+
+def test_trackers_that_hang_do_not_fail_a_finished_run(tmp_path, monkeypatch, caplog):
+    class Hanging(Tracker):
+        """Waits for a server that does not answer."""
+
+        in_background = True
+
+        def __init__(self, workdir):
+            pass
+
+        def finish(self):
+            answer.wait(60)
+
+    answer = threading.Event()
+    hanging = {"first": Hanging, "second": Hanging}
+    monkeypatch.setattr(TRACKERS, "_values", hanging | TRACKERS._values)
+    monkeypatch.setattr(metrics, "FINISH_SECONDS", 0.1)
+    with caplog.at_level("WARNING"):
+        writer_after(tmp_path, 0).close()
+    answer.set()
+    for name in hanging:
+        assert f"the tracker {name} did not finish within 0 s" in caplog.text
