@@ -35,12 +35,19 @@ CURVES = (
 )  # fmt: skip
 
 
-def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float]]:
+def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float | None]]:
     """Return a record of the metrics in `CURVES` for each logged step, with five significant
-    digits."""
-    merged: dict[int, dict[str, float]] = {}
+    digits.
+
+    A value is None if it was not finite.
+    """
+    merged: dict[int, dict[str, float | None]] = {}
     for line in logged:
-        record = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
+        record = {
+            name: None if line[name] is None else float(f"{line[name]:.5g}")
+            for name in CURVES
+            if name in line
+        }
         merged.setdefault(line["step"], {}).update(record)
     return [merged[step] for step in sorted(merged)]
 
@@ -97,7 +104,7 @@ def _beyond(accuracies: dict[float, float | None]) -> float | None:
     """Return the next learning rate to try: half the best rate if it is the smallest, twice the
     best rate if it is the largest, else None.
 
-    None is also returned until all learning rates have an accuracy.
+    Also return None for a single learning rate, and until all learning rates have an accuracy.
     """
     best = _best(accuracies)
     if best is None or len(accuracies) < 2:
@@ -217,9 +224,9 @@ class Driver:
     def tried(self, arm: Arm) -> dict[float, float | None]:
         """Return an arm's accuracies on held-out training examples in percent, by learning rate.
 
-        The accuracy is None for a learning rate without a result. As long as the largest learning
-        rate is the best, twice that rate is added; as long as the smallest is the best, half that
-        rate is added.
+        The accuracy is None for a learning rate without a result. If a study has several rates, the
+        list is extended until the best rate is neither the largest nor the smallest: twice the
+        largest rate or half the smallest rate is added.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}

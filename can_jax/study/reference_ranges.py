@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from can_jax.objectives import OBJECTIVES
+from can_jax.utils.errors import UserError
 
 METRICS = (
     *(f"loss/{name}" for name in OBJECTIVES), "embedding/effective_rank", "contrastive/top1",
@@ -17,13 +18,22 @@ ReferenceRanges = dict[str, dict[str, Sequence[float]]]  # For each metric, (low
 
 
 def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
-    """Return a reference range for each metric and step that all given runs logged."""
+    """Return a reference range for each metric and step that all given runs logged.
+
+    Raises:
+        UserError: A run logged a value that was not finite.
+    """
     ranges: ReferenceRanges = {}
     for metric in METRICS:
         values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
         extremes: dict[int, tuple[float, float]] = {}
         for step in sorted(set.intersection(*(set(of_run) for of_run in values))):
             at_step = [of_run[step] for of_run in values]
+            if None in at_step:
+                raise UserError(
+                    f"{metric} at step {step} is not finite in run {at_step.index(None) + 1} of "
+                    f"{len(runs)}: derive reference ranges from successful runs"
+                )
             extremes[step] = (min(at_step), max(at_step))
         # A few runs can agree at one step by chance, so the spread is averaged over all steps.
         spread = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in extremes.values()]

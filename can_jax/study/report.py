@@ -65,21 +65,21 @@ class Report:
     def _setting(self) -> str:
         first, results = self._reference[0], self._driver.results
         config, examples = first["config"], first["examples"]
-        model, side = config["model"], config["data"]["image_size"][0]
+        model, (height, width) = config["model"], config["data"]["image_size"]
         command = (
             f"python -m can_jax.study --config=study/{self._plan.name} --results={results} "
             f"--report={self._page}"
         )
         return fill(
-            "Images have {side} x {side} px. The encoder has width {width}, depth {depth} and "
-            "patches of {patch} px. Runs take {steps} steps with batches of {batch}. The "
-            "evaluation {protocol} uses {train} training images and {test} test images. {command} "
-            "writes this page from the files in {results}, which hold the configuration, commit "
-            "and machine of each run. ± is the standard deviation over seeds.",
-            side=side, width=model["width"], depth=model["depth"], patch=model["patch_size"],
-            steps=first["steps"], batch=config["batch_size"], train=f"{examples['train']:,}",
-            test=f"{examples['test']:,}", protocol=code(self._plan.evaluation.protocol),
-            command=code(command),
+            "Images have {size} px. The encoder has width {width}, depth {depth} and "
+            "patches of {patch} px. The reference runs take {steps} steps with batches of {batch}. "
+            "The evaluation {protocol} uses {train} training images and {test} test images. "
+            "{command} writes this page from the files in {results}, which hold the configuration, "
+            "commit and machine of each run. ± is the standard deviation over seeds.",
+            size=f"{height} x {width}", width=model["width"], depth=model["depth"],
+            patch=model["patch_size"], steps=first["steps"], batch=config["batch_size"],
+            train=f"{examples['train']:,}", test=f"{examples['test']:,}",
+            protocol=code(self._plan.evaluation.protocol), command=code(command),
             results=link(code(results), self._from_page(results)),
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from can_jax.study.reference_ranges import METRICS, compared, outside, ranges_of
+from can_jax.utils.errors import UserError
 from tests.helpers.runs import ROOT, command, main_in_process, metrics
 
 
@@ -23,6 +24,8 @@ def test_bands_hold_their_runs_and_not_one_that_fails():
     assert compared(bands, [{"step": 7, "loss/contrastive": 99.0}]) == 0
     (line,) = outside(bands, [{"step": 10, "loss/contrastive": None}])
     assert line == "loss/contrastive at step 10 is not finite, outside the range [3.583, 4.617]"
+    with pytest.raises(UserError, match="loss/contrastive at step 10 is not finite in run 2 of 2"):
+        ranges_of([run_of(0.0), [{"step": 10, "loss/contrastive": None}]])
 
 
 def test_command(tmp_path):

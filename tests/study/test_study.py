@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from can_jax.evaluate.config import default_evaluation
 from can_jax.study import plots
-from can_jax.study.driver import Driver
+from can_jax.study.driver import Driver, curves_of
 from can_jax.study.plan import Plan, settings_of
 from can_jax.study.report import Report
 from can_jax.train.flops import train_flops_per_image as flops
@@ -142,6 +142,13 @@ def test_report_compares_the_metrics_of_the_protocol(tmp_path):
     assert "| CAN | 1 | 0.250 | 0.750 | 0.750 | 0.750 | 0.750 | 12.0 |" in page
     assert "| mask | mask ratio 0.75 | 0.500 | +0.250 | 0.750 |" in page
     assert "Learning rates" not in page
+
+
+def test_curves_of_a_run_that_skipped_an_update():
+    logged = [{"step": 2, "loss/total": 1.2345678, "grad_norm": None}, {"step": 2, "probe/knn": 9}]
+    assert curves_of(logged) == [
+        {"step": 2, "loss/total": 1.2346, "grad_norm": None, "probe/knn": 9}
+    ]
 
 
 def test_study_without_a_probe_is_refused():
