@@ -73,7 +73,7 @@ def measure_variants(
         "model": model_name(config),
         "batch_size": config.batch_size,
         "dtype": config.model.dtype,
-        "peak_flops": peak_flops(config.model.dtype)[0],
+        "peak_flops": peak_flops(config.model.dtype),
         "steps": results,
     }
     turns: dict[str, Turn] = {}

@@ -114,19 +114,18 @@ def attached_devices() -> Devices:
     return Devices(device.platform, device.device_kind, jax.device_count(), memory, bfloat16)
 
 
-def peak_flops(dtype: str) -> tuple[float, str]:
-    """Return the peak FLOP/s of one device, and a text that names the source of the number.
+def peak_flops(dtype: str) -> float:
+    """Return the peak FLOP/s of one device.
 
-    If `CHIPS` lacks the device, as for a CPU, the rate of a matrix product is measured.
+    The peaks in `CHIPS` are those of 16-bit floats, whatever ``dtype`` is. If `CHIPS` lacks the
+    device, as for a CPU, the rate of a matrix product is measured.
 
     Args:
         dtype: The dtype of the matrices if the rate is measured.
     """
-    kind = jax.devices()[0].device_kind
-    if chip := chip_of(kind):
-        return chip.peak_flops, f"data sheet of {chip.name}, bfloat16"
-    rate = matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
-    return rate, f"{dtype} matrix product measured on this {kind}"
+    if chip := chip_of(jax.devices()[0].device_kind):
+        return chip.peak_flops
+    return matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
 
 
 def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:

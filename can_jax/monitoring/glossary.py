@@ -220,8 +220,9 @@ METRICS = {
         unit="images/s",
     ),
     "mfu": Metric(
-        "The model FLOPs utilization: model FLOP/s divided by the peak FLOP/s of the devices in "
-        "the data type of the computation.",
+        "The model FLOPs utilization: model FLOP/s divided by the peak FLOP/s of the devices.",
+        "The peak is that of the data sheet for 16-bit floats, also if a run computes in float32. "
+        "For CPUs and unknown devices, the peak is measured.",
     ),
     "data_wait": Metric(
         "The fraction of the time that training waited for images.",
@@ -230,7 +231,7 @@ METRICS = {
     "skipped_images": Metric(
         "The number of images so far that could not be decoded and were replaced by others.",
     ),
-    "time": Metric("The time of day at which the line was written, in ISO 8601."),
+    "time": Metric("The date and time at which the line was written, in ISO 8601."),
     "elapsed_seconds": Metric(
         "The time since the run began, without the time between a stop and the resume.", unit="s"
     ),

@@ -147,8 +147,8 @@ def speeds() -> list[Finding]:
     size = 1024 if attached.platform == "cpu" else 8192
     rate = matmul_flops(dtype, size)
     slow, of_peak = "", ""
-    if attached.platform != "cpu":
-        peak = peak_flops(dtype)[0]
+    if attached.bfloat16:  # The known peaks are those of 16-bit floats.
+        peak = peak_flops(dtype)
         of_peak = f", {100 * rate / peak:.0f} % of the peak"
         if rate < SLOW_SHARE * peak:
             slow = "another process may use the device, or heat or power may throttle its clock"

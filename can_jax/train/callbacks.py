@@ -90,7 +90,7 @@ class Log(Callback):
     def _peak(self) -> float:
         """The peak FLOP/s of all devices together, measured on idle devices if the peak is
         unknown."""
-        return peak_flops(self._config.model.dtype)[0] * self._devices
+        return peak_flops(self._config.model.dtype) * self._devices
 
     def on_rollback(self, step: int) -> None:
         """Discard the metrics of later steps, and move the progress back to ``step``."""

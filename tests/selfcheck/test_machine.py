@@ -2,6 +2,7 @@
 
 import pytest
 
+from can_jax.distributed.hardware import Devices, chip_of
 from can_jax.selfcheck import machine
 
 
@@ -30,6 +31,20 @@ def test_full_disk_and_unwritable_cache_are_to_be_mended(monkeypatch, tmp_path):
     found = {f.name: f.mend for f in machine.file_systems()}
     assert "free some space" in found["current folder"]
     assert "each start compiles" in found["cache of programs"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "rate"),
+    [("Tesla V100-SXM2-32GB", False, 14e12), ("NVIDIA H100 80GB HBM3", True, 100e12)],
+)
+def test_float32_is_not_compared_with_the_peak_of_16_bit_floats(monkeypatch, kind, bfloat16, rate):
+    found = Devices("gpu", kind, 1, None, bfloat16)
+    monkeypatch.setattr(machine, "attached_devices", lambda: found)
+    monkeypatch.setattr(machine, "peak_flops", lambda _: chip_of(kind).peak_flops)
+    monkeypatch.setattr(machine, "matmul_flops", lambda *_: rate)
+    monkeypatch.setattr(machine, "repeated", lambda _: 1.0)
+    product = machine.speeds()[0]
+    assert bool(product.mend) == bfloat16 == ("of the peak" in product.value)
 
 
 def test_file_system_is_that_of_the_innermost_mount(monkeypatch):
