@@ -46,7 +46,10 @@ class Images:
         return hashed.hexdigest()[:16]
 
     def held_out(self, share: float) -> "Images":
-        """Return the training images only, with the last fraction ``share`` as the test split."""
+        """Return a split of the training images, whose last fraction ``share`` is the test split.
+
+        The original test images are not used.
+        """
         kept = len(self.train) - max(1, round(share * len(self.train)))
         images, labels = self.train, self.train_labels
         return Images(images[:kept], labels[:kept], images[kept:], labels[kept:], self.origin)
@@ -145,7 +148,10 @@ def make_cell(
     """
     recipe = changed(recipe, changes)
     if (recipe.augment.crop_interpolation, recipe.augment.crop_fit) != ("bilinear", "redraw"):
-        raise UserError(f"cell {name!r}: crops on the device are bilinear and redrawn")
+        raise UserError(
+            f"cell {name!r}: crops on the device require augment.crop_interpolation='bilinear' and "
+            "augment.crop_fit='redraw'; set both"
+        )
     steps = len(images.train) // recipe.batch_size
     if not steps:
         raise UserError(

@@ -226,12 +226,12 @@ class Training:
         """Return, for each seed, the mean and covariance of image patches in the first batches."""
         config = self.cell.config
         count = batches_to_measure(config, len(self.cell.images.train))
-        images = count * config.batch_size
         positions, examples = self._order(0)
         batches = list(zip(positions, examples, strict=True))[:count]
         moments = [
             np.asarray(self._second_moments(self._images, self._seeds, *batch)) for batch in batches
         ]
+        images = len(batches) * config.batch_size
         return [moments_of(each, images) for each in np.mean(moments, axis=0)]
 
     def _second_moment(

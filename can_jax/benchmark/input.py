@@ -27,7 +27,7 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-SAMPLE = 512  # The number of images that TensorFlow and Pillow decode; crops use the first 32.
+SAMPLE = 512  # The maximum number of images that TensorFlow and Pillow decode; crops use 32.
 FOREVER = 10**6  # More steps than any benchmark takes.
 WARM_BATCHES = 2  # The least number of batches before the clock starts.
 
@@ -133,9 +133,9 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
     Args:
         config: The resolved configuration.
         source: The source to read.
-        python: A list to which each measurement appends the images per second of user time of the
-            process. The user time is that of Python, except for a few microseconds of tf.data for
-            each chunk of images; the kernel copies the images without holding Python's lock.
+        python: A list to which each measurement appends the images per second of CPU time that the
+            process spends in user mode. Python takes this time, except for a few microseconds of
+            tf.data for each chunk of images; the kernel copies the images without Python's lock.
     """
     rows = np.arange(config.batch_size)
     pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)
@@ -175,8 +175,8 @@ def _rate(
         batches: The iterator.
         images: The number of images in each element.
         seconds: The duration of the measurement.
-        of_user_time: A list to which the images per second of user time of the process are
-            appended.
+        of_user_time: A list to which the number of images, divided by the seconds of CPU time that
+            the process spent in user mode, is appended; None for no list.
     """
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)

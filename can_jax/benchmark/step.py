@@ -46,12 +46,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 # The changes with which can_jax does the same work as the PyTorch baseline.
 PEER_WORK = ABLATIONS["augmentation"] | PAPER_NOISE
-# The settings for which the PyTorch baseline computes one value only.
+# For each of these settings, the only value that the PyTorch baseline supports.
 BASELINE_SETTINGS: dict[str, Any] = {
     "augment.views": 2,
     "model.backbone_options": (),
     "model.projector.final_norm": False,
     "noise.embed_level": True,
+    "optimizer.name": "adamw",
+    "optimizer.ema_decay": 0.0,
+    "optimizer.clip_norm": None,
     **{
         f"objective.contrastive.{name}": key.default
         for name, key in OBJECTIVES.get("contrastive").keys.items()
@@ -184,7 +187,7 @@ def check_baseline(config: ConfigDict) -> None:
         if value_of(config, key) != value:
             raise UserError(
                 f"config.{key}={value_of(config, key)}: --peer requires {value}, since the PyTorch "
-                "baseline computes nothing else"
+                "baseline supports no other value"
             )
     if not importlib.util.find_spec("torch"):
         raise UserError("--peer requires PyTorch: pip install torch")

@@ -91,6 +91,7 @@ def test_command_prints_json_and_reads_no_data(recipe, monkeypatch):
         ({"objective.contrastive.decoupled": True}, "contrastive.decoupled=True: --peer requires"),
         ({"model.backbone_options": (("registers", 4),)}, "backbone_options=.*requires ()"),
         ({"augment.views": 4}, "config.augment.views=4: --peer requires 2"),
+        ({"optimizer.ema_decay": 0.9}, "config.optimizer.ema_decay=0.9: --peer requires 0.0"),
     ],
 )
 def test_peer_refuses_what_pytorch_does_not_compute(changes, message):
