@@ -210,7 +210,8 @@ def plan_run(
     """Compile the train step for devices that need not be attached; estimate its memory and time.
 
     The function blocks until a child process has compiled the step. A child process is needed
-    because JAX cannot change its devices after initialization.
+    because JAX cannot change its devices after initialization. If ``config.mesh`` does not match
+    the number of devices, the step is planned for another mesh, with a warning.
 
     Args:
         config: The configuration of the pretraining run. The data set is not read.

@@ -102,6 +102,14 @@ def test_child_of_a_plan_finds_the_modules_that_this_program_finds(monkeypatch):
     assert commands == [(["-m", "can_jax.plan"], ["/where/can_jax/is"])]
 
 
+def test_mesh_that_the_planner_changes_is_a_warning(monkeypatch):
+    plan = {"fits": True, "mesh_change": "mesh.fsdp=3 does not fit 8 devices"}
+    done = subprocess.CompletedProcess([], 0, json.dumps(plan), "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.warns(UserWarning, match="mesh.fsdp=3 does not fit"):
+        assert can_jax.plan_run(small_config(), "h100:8") == plan
+
+
 def test_file_is_no_run_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is a file: give the path of a folder"):

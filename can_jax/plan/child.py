@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def plan_in_child(
 ) -> dict[str, Any]:
     """Run the planner in a child process, and return the plan as in `can-jax plan --json`.
 
-    The call blocks until the child has compiled the train step.
+    The call blocks until the child has compiled the train step. It issues a warning if the planner
+    changes the mesh.
 
     Args:
         config: The configuration of the run to plan.
@@ -61,4 +63,6 @@ def plan_in_child(
         lines = done.stderr.strip().splitlines() or ["error: the planner failed without a message"]
         raise UserError(lines[-1].removeprefix("error: "))
     plan: dict[str, Any] = json.loads(done.stdout)
+    if change := plan.get("mesh_change"):
+        warnings.warn(change, stacklevel=3)  # attributes the warning to the caller of `plan_run`
     return plan

@@ -26,8 +26,8 @@ _BOOK = "jax-ml.github.io/scaling-book/tpus"
 _TABLE = "arXiv:2304.01433, table of TPU v3 and v4"
 _V5E = Clock(1.5e9, 819e9, _BOOK)
 _V5P = Clock(1.75e9, 2765e9, "peak FLOP/s / (8 matrix units x 2 x 128^2 FLOPs per cycle)")
-# Some pages count two matrix units in v6e. Its compiler schedules 369,000 FLOPs a cycle of a large
-# product, which takes more than two of 256 x 256.
+# Some pages count two matrix units in v6e. But its compiler schedules 369,000 FLOPs per cycle in a
+# large matrix product, and two units of 256 x 256 perform at most 262,144.
 _V6E = Clock(1.75e9, 1640e9, "peak FLOP/s / (4 matrix units x 2 x 256^2 FLOPs per cycle)")
 CLOCKS = {
     "TPU v3": Clock(0.94e9, 450e9, _TABLE),  # A device is one of two cores.
@@ -54,13 +54,13 @@ class Calibration:
     source: str
 
 
-# The geometric mean of three ratios; docs/plan.md has the steps.
+# The geometric mean of three ratios; docs/plan.md lists the measured steps.
 TPU_CALIBRATION = Calibration(
     0.89, "deit3-jax on v4, ratios 0.78 and 1.02, and big_vision on v3, ratio 0.89"
 )
 
 
-# The one measured step, of ViT-L with 64 images: docs/plan.md has it.
+# From the only measured step, ViT-L with 64 images; see docs/plan.md.
 GPU_CALIBRATION = Calibration(0.60, "can_jax on an H200, 48 ms estimated, 80 ms measured")
 
 

@@ -227,7 +227,7 @@ def needed_bytes(error: Exception) -> int:
     The TPU compiler calls them temporaries, but its number includes the arguments and the outputs.
 
     Raises:
-        Exception: ``error`` itself, if it is not an out-of-memory error.
+        Exception: ``error`` itself, unless it is an out-of-memory error that states the bytes.
     """
     match = re.search(r"(?:required|Used|used)[^()]*?\(?([\d.]+)([KMGT])", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or match is None:
@@ -274,7 +274,7 @@ def recomputed_flops(config: ConfigDict, work: Work = PRETRAINING) -> int:
 def compute_seconds(
     config: ConfigDict, topology: Topology, mfu: float, work: Work = PRETRAINING
 ) -> float:
-    """Return the seconds of a step's FLOPs, including recomputed FLOPs, at an assumed
+    """Return the seconds that the FLOPs of a step, including recomputed FLOPs, take at an assumed
     utilization."""
     flops = work.flops(config) + recomputed_flops(config, work)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu

@@ -152,7 +152,7 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
         per_host: The number of GPUs per host.
 
     Returns:
-        The devices and an empty text; or None and the reason why the compiler is not available.
+        The devices and an empty text; or None and a remedy, if the compiler is not available.
     """
     if not any(map(importlib.util.find_spec, PLUGINS)):
         return None, "install the GPU compiler, which needs no GPU: pip install 'jax[cuda13]'"
@@ -168,7 +168,7 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
             topology=f"1x{hosts}x{per_host}",
         )
     except Exception as error:  # The type differs, for example for a plugin that does not fit JAX.
-        return None, f"the GPU compiler cannot be started: {one_line(error)[:200]}"
+        return None, f"repair the GPU compiler, which cannot start: {one_line(error)[:200]}"
     devices = list(description.devices)
     assert len(devices) == hosts * per_host
     return devices, ""

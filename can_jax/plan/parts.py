@@ -87,8 +87,8 @@ def part_of_argument(operation: str) -> str | None:
 def line_of(stack: Sequence[Frame]) -> str | None:
     """Return the innermost source line of this package in a stack, as ``path:line function``.
 
-    If the stack has no line of this package, return the innermost line of the stack, or None
-    without one.
+    If the stack has no line of this package, return the innermost line of the stack. If the stack
+    is empty, return None.
     """
     own = [frame for frame in stack if "can_jax/" in frame.file]
     for frame in reversed(own or list(stack)):

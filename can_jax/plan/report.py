@@ -32,7 +32,7 @@ def gib(size: int | float) -> str:
 
 
 def rounded(value: float) -> str:
-    """Format a number with three significant digits and thousands separators."""
+    """Round a number to three significant digits and to an integer; add thousands separators."""
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
@@ -156,7 +156,7 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
         return dict.fromkeys((*names, *TRAFFIC))
     peak = len(topology.devices) * topology.chip.peak_flops
     unknown = estimate.unknown()
-    if clock.hertz is None:  # Nothing has a compiler estimate; list unknown sizes only.
+    if clock.hertz is None:  # No compiler estimates exist, so only notes mark uncertain times.
         unknown = [charge for charge in unknown if charge.note]
     return {
         "estimated_seconds": estimate.seconds,

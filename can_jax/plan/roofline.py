@@ -14,7 +14,7 @@ FREE = frozenset(
         "add-dependency",
     )
 )  # fmt: skip
-# Custom calls that only inform the compiler, reserve memory, or name memory that is in place.
+# Custom calls that only inform the compiler, reserve memory, or reinterpret existing memory.
 FREE_TARGETS = frozenset(
     (
         "AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked",
@@ -162,7 +162,7 @@ def _read(called: Computation, position: int, size: int) -> int:
         elif user.opcode in SLICES and user.operands[0] in names:
             read += user.bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] in names:
-            pass  # The array is updated in place; the fusion's result counts the elements.
+            pass  # The array is updated in place; `_written` counts the replaced elements.
         else:
             return size
     return min(read, size)

@@ -174,7 +174,8 @@ class Search:
         return self.attempts[0].plan.memory.limit
 
     def predicted_bytes(self, choice: Choice) -> float:
-        """Predict the bytes of memory per device by scaling those of the last compiled choice."""
+        """Predict the bytes of memory per device, from the activations of the last compiled
+        choice."""
         last = self.attempts[-1]
         scale = self._activations(choice) / self._activations(last.choice)
         gradients = self._gradients(last.choice)

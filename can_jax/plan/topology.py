@@ -36,7 +36,7 @@ TPUS = {
 GRIDS = {"v3": (2, 1024), "v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 8960), "v6e": (2, 256)}
 LARGEST = 2**14  # devices that the planner can describe in a few seconds
 CPU_DEVICES = "jax_num_cpu_devices"
-MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs per host x hosts) or cpu:8"
+EXAMPLES = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs per host x hosts) or cpu:8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Topology:
         slices: The number of TPU slices, which are connected by slower links.
         exact: Whether the step is compiled for the real kind of device instead of CPU devices.
         hosts: Whether the fast network ends at the boundary of a host, as for GPUs.
-        stand_in: The reason why GPUs are replaced by CPU devices; empty if they are not.
+        stand_in: A remedy if CPU devices replace GPUs whose compiler is not available, else empty.
     """
 
     name: str
@@ -140,7 +140,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     """
     parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
-        raise UserError(f"--topology={name!r} is not a topology: write it like {MEASURE}")
+        raise UserError(f"--topology={name!r} is not a topology: write it like {EXAMPLES}")
     kind, shape = parsed[1], tuple(int(size) for size in parsed[2].split("x"))
     if slices < 1 or 0 in shape:
         raise UserError(
@@ -157,7 +157,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         return Topology(name, jax.devices(), _this_cpu(), shape, slices, exact=False)
     near = difflib.get_close_matches(kind, [*TPUS, *GPUS, "cpu"], n=1, cutoff=0.0)[0]
     raise UserError(
-        f"--topology={name}: unknown device {kind!r}; did you mean {near}, as in {MEASURE}?"
+        f"--topology={name}: unknown device {kind!r}; did you mean {near}, as in {EXAMPLES}?"
     )
 
 
@@ -165,21 +165,21 @@ def _make_devices(count: int) -> None:
     """Set the number of JAX's CPU devices.
 
     Raises:
-        UserError: JAX has another number of devices already, because this process has used JAX.
+        UserError: JAX is already initialized with another number of devices.
     """
     try:
         jax.config.update(CPU_DEVICES, count)
     except RuntimeError as error:
         raise UserError(
-            "this process has used JAX already, and cannot get other devices: run the command as a "
-            "process, or call can_jax.plan_run, which starts one"
+            "this process has used JAX already, so its devices cannot change: run the command in a "
+            "new process, or call can_jax.plan_run, which starts one"
         ) from error
 
 
 def _this_cpu() -> Chip:
     """Return a CPU device's measured FLOP/s, share of memory, and assumed link bandwidths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
-    return Chip("CPU", peak_flops("float32")[0], memory, 10e9, 1e9)
+    return Chip("CPU", peak_flops("float32"), memory, 10e9, 1e9)
 
 
 def _gpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:

@@ -139,13 +139,15 @@ def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) ->
     out = plain_console(width=None if sys.stdout.isatty() else 120)
     progress = plain_console(stderr=True)
 
-    if note := fit_mesh(config, len(topology.devices)):
+    note = fit_mesh(config, len(topology.devices))
+    if note:
         progress.print(note, soft_wrap=True)
     with apart(_JSON.value):
         plan = make_plan(config, topology, mfu, dump, work)
     if dump and not plan.compiled:
         progress.print(f"{dump} was not written: compilation ran out of memory", soft_wrap=True)
     values = as_json(plan, config, topology, mfu, _EXAMPLES.value, _TOP.value)
+    values["mesh_change"] = note
     if not _JSON.value:
         for table in tables(values, topology):
             out.print(table)
