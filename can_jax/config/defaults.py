@@ -69,7 +69,7 @@ DATA: Table = {
         None,
         Special(RANGE, is_range),
         "The pixel values (low, high) that become black and white in images of more than 8 bits "
-        "per channel. By default, they count as undecodable unless they use all 16 bits.",
+        "per channel. By default, such images count as undecodable unless they use all 16 bits.",
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
@@ -289,7 +289,7 @@ RECIPE: Table = {
         "rewinds": Key(
             0, Whole(0, 10**6),
             "The maximum number of rollbacks. Each returns to a checkpoint before a loss spike and "
-            "skips the images since. A further spike stops the run; with 0, it is only logged.",
+            "skips the images since. A further spike stops the run. If 0, spikes are only logged.",
         ),
     },
     "check_replicas": Key(

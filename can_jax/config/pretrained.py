@@ -119,8 +119,8 @@ def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
         for name, key in flat_keys(table):
             check(
                 name in OF_ANY_DATA or data[name] == key.default,
-                f"data.{name}={data[name]} has no effect unless config.data.source is set, or the "
-                "path by --data=PATH: the data set of the run is used",
+                f"data.{name}={data[name]} has no effect on the data set of the run, which is used "
+                "by default: set config.data.source, or give --data=PATH",
             )
         return
     check_data(config)

@@ -134,8 +134,8 @@ def within(name: str, names: Collection[str]) -> bool:
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a configuration whose strings have a leading ``~`` expanded to the home
-    directory.
+    """Return a copy of a configuration in which a leading ``~`` of each string is replaced by the
+    home directory.
 
     Every string that begins with ``~`` is assumed to be a path. Strings inside tuples and dicts,
     such as those of ``data.mixture``, are expanded, too.

@@ -50,7 +50,7 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
 
 
 def may_end_process() -> bool:
-    """Return whether this process runs a command of `can_jax`, or is one of several of a job.
+    """Return whether this process runs a command of `can_jax`, or is part of a multi-process job.
 
     Another program, such as a notebook, must not be ended by a function that it calls.
     """

@@ -16,7 +16,7 @@ from typing import Any
 from can_jax.utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-GRACE_SECONDS = 5.0  # until a process is ended whose main thread is stuck, as in a compiler
+GRACE_SECONDS = 5.0  # until a process ends although its main thread is stuck, as in a compiler
 SAME_KEYSTROKE_SECONDS = 0.5  # a parent program may forward the same Ctrl-C a second time
 RESUME = "run the same command to resume"
 
@@ -29,8 +29,8 @@ class PreemptionHandler:
     """The handler of this process for SIGTERM, SIGHUP and SIGINT.
 
     A signal raises `Stopped` in the main thread, which ends the process. After a call of `defer`, a
-    signal only sets `requested`; the training loop polls it, saves and ends. A second Ctrl-C ends
-    the process at once.
+    signal only sets `requested`; the training loop polls it, saves and ends. A second Ctrl-C more
+    than `SAME_KEYSTROKE_SECONDS` after the first ends the process at once.
 
     Python runs signal handlers only in the main thread, which may be compiling for minutes. A
     second thread therefore reads the signals from a pipe as they arrive.
@@ -146,7 +146,7 @@ class PreemptionHandler:
             ready, _, _ = select.select([received], [], [], 0.2 if self.requested else None)
             if self._send_again and not ready:
                 self._send_again = False
-                # Not Ctrl-C, a second one of which would end the process at once.
+                # SIGTERM, since a second Ctrl-C would end the process at once.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             for signum in os.read(received, 64) if ready else ():
                 if signum in SIGNALS:

@@ -56,7 +56,7 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The fraction of the pytree's bytes in arrays that are stored on more than one device."""
+        """The fraction of the pytree's bytes in arrays with a part that several devices hold."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)
@@ -67,8 +67,9 @@ class ReplicaCheck:
     def __call__(self, tree: Any) -> str | None:
         """Return a message about the first array whose copies differ, or None if all are equal.
 
-        The message names the array and the devices whose copies are in the minority.
-        Collective: every process must call this.
+        The message names the array and the devices whose copies are in the minority. If two values
+        are equally frequent, the copy of the first device counts as correct. Collective: every
+        process must call this.
         """
         table = np.asarray(jax.device_get(self._sums(*jax.tree.leaves(tree))))
         devices = list(self._mesh.devices.flat)

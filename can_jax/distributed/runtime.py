@@ -103,7 +103,9 @@ def start(
             f"--process={process}: give a number from 0 to {processes - 1}, since --processes="
             f"{processes}"
         )
-    where = f"as detected from {launcher}" if missing else f"at --coordinator={coordinator}"
+    where = f"at --coordinator={coordinator}"
+    if coordinator is None:
+        where = f"at the coordinator that JAX detected from {launcher}"
     hint = (
         f"the processes of this job did not find each other {where} within --start_timeout="
         f"{timeout} s: check that all of them were started, and can reach that host and port"

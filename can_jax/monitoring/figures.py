@@ -2,7 +2,7 @@
 
 from etils import epath
 
-FIGURE = "panel"  # their name in trackers
+FIGURE = "panel"  # the name of the figures in trackers
 
 
 def figure_path(workdir: epath.Path, step: int) -> epath.Path:

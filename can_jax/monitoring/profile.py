@@ -8,7 +8,7 @@ TRACED_STEPS = 5
 
 
 class TraceWindow:
-    """A profiler trace of `TRACED_STEPS` steps, after the first `WARM_STEPS` of a run.
+    """A profiler trace of at most `TRACED_STEPS` steps, after `WARM_STEPS` steps without a trace.
 
     Args:
         workdir: The run directory, in whose folder ``tensorboard`` the trace is stored.

@@ -28,7 +28,8 @@ def write_restart(folder: epath.Path, step: int) -> None:
     """
     tf = tensorflow()
     # TensorBoard reads the files of a folder in the order of their names, which begin with the time
-    # in seconds. The name of this file sorts after all others, and before the next of this process.
+    # in seconds. The name of this file sorts after those of all existing files, and before that of
+    # the event file that this process opens next.
     stem, now = "events.out.tfevents.", time.time()
     if any(path.name.startswith(f"{stem}{int(now):010d}") for path in folder.iterdir()):
         time.sleep(1 - now % 1)

@@ -77,7 +77,9 @@ class Watchdog:
 
 @contextlib.contextmanager
 def section(doing: str, seconds: float) -> Iterator[None]:
-    """Print progress messages during an operation, and abort the program after a time limit.
+    """Print progress messages during an operation, and abort a command after a time limit.
+
+    Programs other than commands are not aborted; see `Watchdog`.
 
     Args:
         doing: The operation that the messages name, such as "opening the data".

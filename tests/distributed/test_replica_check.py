@@ -50,6 +50,12 @@ def test_one_bit_of_one_copy_is_found_and_named(mesh, dtype):
     assert check(good | {"split": with_one_bit_changed(good["split"], 5)}) is None
 
 
+def test_coverage_is_of_arrays_with_copies(mesh):
+    size = 8 * 6 * 4
+    check = ReplicaCheck(tree(mesh), mesh)
+    assert check.coverage == 2 * size / (3 * size)  # "split" is on all devices, without copies
+
+
 def test_checksum_knows_places():
     a = jnp.array([1.0, 2.0, 3.0])
     assert checksum(a) != checksum(a[::-1])
