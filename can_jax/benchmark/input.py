@@ -134,8 +134,8 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
         config: The resolved configuration.
         source: The source to read.
         python: A list to which each measurement appends the images per second of CPU time that the
-            process spends in user mode. Python takes this time, except for a few microseconds of
-            tf.data for each chunk of images; the kernel copies the images without Python's lock.
+            process spends in user mode. Python spends almost all of this time: tf.data spends a few
+            microseconds per chunk of images, and the kernel copies images without Python's lock.
     """
     rows = np.arange(config.batch_size)
     pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)

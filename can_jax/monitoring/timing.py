@@ -60,10 +60,10 @@ def process_age() -> float:
 
 
 def count_from_process_start() -> None:
-    """Let the first run of this process begin with the process.
+    """Count the time of this process's first run from the start of the process.
 
-    A command that is the whole process calls this. In a notebook or another program, a run begins
-    when it is called.
+    A command that is the whole process calls this. In a notebook or another program, the time of a
+    run counts from the call.
     """
     global _command_began
     _command_began = time.perf_counter() - process_age()

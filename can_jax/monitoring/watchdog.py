@@ -1,5 +1,4 @@
-"""A watchdog that reports a run without progress with the stack of each thread, and ends a
-command."""
+"""A watchdog that prints the stacks of all threads and ends a command if no step completes."""
 
 import contextlib
 import threading

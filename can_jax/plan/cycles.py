@@ -2,9 +2,9 @@
 
 The TPU compiler writes the expected cycles of an instruction into the text of the program
 (``estimated_cycles``). This module sums the cycles along the schedule, and multiplies those of a
-loop's body by the trip count. An instruction without cycles is estimated by a roofline: the longer
-of the times of its bytes at the memory bandwidth and of its FLOPs at the device's peak. The time of
-a collective is the number of sent bytes divided by the bandwidth of the network. If a transfer
+loop's body by the trip count. An instruction without cycles is estimated by a roofline: the time of
+its memory traffic or the time of its FLOPs at the device's peak, whichever is longer. The time of a
+collective is the number of sent bytes divided by the bandwidth of the network. If a transfer
 overlaps other instructions, only the part of its time without overlap counts.
 """
 

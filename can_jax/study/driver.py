@@ -139,7 +139,7 @@ class Driver:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
         The file name contains a hash of all settings. An older version of the package had fewer
-        settings, so its results have other hashes; they are found by the settings they store.
+        settings, so its results have other hashes. Such results are found by their stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -224,9 +224,9 @@ class Driver:
     def tried(self, arm: Arm) -> dict[float, float | None]:
         """Return an arm's accuracies on held-out training examples in percent, by learning rate.
 
-        The accuracy is None for a learning rate without a result. If a study has several rates, the
-        list is extended until the best rate is neither the largest nor the smallest: twice the
-        largest rate or half the smallest rate is added.
+        The accuracy is None for a learning rate without a result. If a study has several rates,
+        twice the largest or half the smallest rate is added until the best rate lies between
+        others.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
