@@ -68,10 +68,6 @@ class Heads(NamedTuple):
         ]
         return np.concatenate(parts, axis=1)
 
-    def pick(self, head: int) -> "Heads":
-        """Return a `Heads` that holds only the head with the given index."""
-        return self._replace(kernel=self.kernel[head : head + 1], bias=self.bias[head : head + 1])
-
 
 @jax.jit
 def _logits(kernel: Array, bias: Array, standard: Array) -> Array:

@@ -17,17 +17,20 @@ from etils import epath
 
 from can_jax.config.resolve import load_recipe
 from can_jax.data.evaluation.pairs import open_own
+from can_jax.data.sources.base import ArraySource
+from can_jax.data.sources.labels import Classes
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
-from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.evaluate.measure import evaluate, measure
-from can_jax.evaluate.protocols import health
+from can_jax.evaluate.protocols import health, linear
 from can_jax.evaluate.protocols.finetune import classifier_config, run_config
 from can_jax.evaluate.reports.comparison import comparison
 from can_jax.evaluate.reports.results import read_results
-from can_jax.evaluate.split_features import SplitFeatureExtractor
-from can_jax.evaluate.task import EvalContext, held_out
+from can_jax.evaluate.split_features import Split, SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext, EvalResults, held_out
+from can_jax.features.linear import Setting, train_heads
 from can_jax.monitoring.glossary import METRICS
 from can_jax.train.health_probe import HealthProbe
 from can_jax.train.step import abstract_state, initialize, make_step
@@ -125,6 +128,37 @@ def test_recipe_from_end_to_end(evaluated, name, untrained, plain):
     assert all(key in page for key in results["metrics"])
     if name in ("knn", "linear", "health"):
         assert page.count("<title>") > VAL and 'alt="nearest neighbors"' in page
+
+
+class WithoutEncoder(EvalContext):
+    """A context whose features are the outputs of a split."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def select(self, split, kind=None):
+        return split.outputs
+
+
+def test_reported_setting_is_that_of_the_tested_head(monkeypatch):
+    """Two accuracies that round to the same value belong to different settings."""
+    config = default_evaluation()
+    config.linear.update(
+        learning_rates=(0.1, 1.0), weight_decays=(0.0,), features=("class",), epochs=1
+    )
+    labels, outputs = np.arange(20) % 2, np.random.default_rng(0).normal(size=(20, 3))
+    source = ArraySource(np.zeros((20, 4, 4, 3), np.uint8), labels.astype(np.int32))
+    split = Split("train", outputs, labels, np.arange(20), source, 0, Classes(np.arange(2)), "")
+    context = WithoutEncoder(config)
+    monkeypatch.setattr(linear, "both", lambda _: (split, split, EvalResults()))
+    accuracies, trained = iter((50.001, 50.004)), []
+    monkeypatch.setattr(linear, "accuracy", lambda *_: next(accuracies))
+    monkeypatch.setattr(
+        linear, "train_heads", lambda *a, **k: trained.append(a[3]) or train_heads(*a, **k)
+    )
+    chosen = linear.linear(context).chosen
+    assert chosen == {"features": "class", "learning_rate": 1.0, "weight_decay": 0.0}
+    assert trained[-1] == [Setting(1.0, 0.0)]
 
 
 def test_every_example_counts_once_on_one_device_and_on_eight(places):

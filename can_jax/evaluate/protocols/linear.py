@@ -14,10 +14,10 @@ from can_jax.evaluate.task import (
     held_out,
     right_predictions,
 )
-from can_jax.features.linear import Heads, grid, train_heads
+from can_jax.features.linear import Heads, Setting, grid, train_heads
 from can_jax.utils.settings import Choice, Key, Several, Table, Whole
 
-# Each combination is a head; all of them are trained at once.
+# Each combination is a head. All heads on the same kind of features are trained at once.
 SETTINGS: Table = {
     "learning_rates": Key(
         (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False),
@@ -36,30 +36,35 @@ SETTINGS: Table = {
 }  # fmt: skip
 
 
-def best_heads(context: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
+def best_heads(
+    context: EvalContext, train: Split
+) -> tuple[Heads, dict[str, Any], list[dict[str, Any]]]:
     """Train a linear head for each grid setting, and retrain the best on all training examples.
 
     The best setting has the highest accuracy on held-out training examples.
 
     Returns:
-        The retrained head, the kind of its input features, and a table row for each grid setting.
+        The retrained head, the best setting as a dict with the keys ``features``,
+        ``learning_rate`` and ``weight_decay``, and a table row for each grid setting.
     """
     settings, config = context.config.linear, context.config
     classes = len(train.training_classes)
     most, few = held_out(train.labels, train.outputs, config.held_out, config.seed)
-    cells = grid(settings.learning_rates, settings.weight_decays)
+    candidates = grid(settings.learning_rates, settings.weight_decays)
     options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
-    rows, tried = [], []
+    tried: list[tuple[float, dict[str, Any]]] = []
     for kind in settings.features:
         features = context.select(train, kind)
-        heads = train_heads(features[most], train.labels[most], classes, cells, **options)
-        for cell, predictions in zip(cells, heads.predictions(features[few]), strict=True):
+        heads = train_heads(features[most], train.labels[most], classes, candidates, **options)
+        for setting, predictions in zip(candidates, heads.predictions(features[few]), strict=True):
             value = accuracy(predictions, train.labels[few])
-            tried.append((value, kind, cell))
-            rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
-    _, kind, cell = max(tried, key=lambda item: item[0])
-    heads = train_heads(context.select(train, kind), train.labels, classes, [cell], **options)
-    return heads, kind, rows
+            tried.append((value, {"features": kind, **setting._asdict()}))
+    _, best = max(tried, key=lambda item: item[0])
+    setting = Setting(best["learning_rate"], best["weight_decay"])
+    features = context.select(train, best["features"])
+    heads = train_heads(features, train.labels, classes, [setting], **options)
+    rows = [chosen | {"held-out top-1 (%)": round(value, 2)} for value, chosen in tried]
+    return heads, best, rows
 
 
 def linear(context: EvalContext) -> EvalResults:
@@ -69,12 +74,10 @@ def linear(context: EvalContext) -> EvalResults:
     process must call this.
     """
     train, test, results = both(context)
-    heads, kind, rows = best_heads(context, train)
-    logits = heads.logits(context.select(test, kind))[0]
+    heads, results.chosen, rows = best_heads(context, train)
+    logits = heads.logits(context.select(test, results.chosen["features"]))[0]
     for name, right in right_predictions(logits, test.labels).items():
         results.score(f"linear/{name}", right)
-    best = max(rows, key=lambda row: row["held-out top-1 (%)"])
-    results.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
     results.tables["Linear heads"] = rows
     return results
 

@@ -282,8 +282,8 @@ def logits_of(context: EvalContext, train: Part | None, results: EvalResults) ->
         return lambda split: split.outputs
     learned = context.read(train)
     results.count("train", learned)
-    heads, kind, _ = best_heads(context, learned)
-    results.chosen["features"] = kind
+    heads, chosen, _ = best_heads(context, learned)
+    kind = results.chosen["features"] = chosen["features"]
     return lambda split: heads.logits(context.select(split, kind))[0]
 
 
