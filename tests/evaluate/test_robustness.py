@@ -145,6 +145,22 @@ def test_label_maps(places, opened, tmp_path):
     assert metrics["objectnet/top1"] == 100
 
 
+def test_labels_without_a_class_of_the_classifier_give_a_warning(places, opened, tmp_path):
+    (tmp_path / "real.json").write_text(json.dumps([[]] * 3))
+    val = samples.imagenet(tmp_path / "imagenet", train=0, val=1) / "val"
+    shifts = ({"kind": "real", "path": str(val), "labels": str(tmp_path / "real.json")},)
+    config, found = resolve_evaluation(settings(places, shifts)), EvalResults()
+    task = dataclasses.replace(opened, config=config)
+
+    def logits(split):
+        return np.eye(3)[split.labels]
+
+    robustness(task, task.pair(found).test, lambda: logits, found)
+    assert (found.examples["real"], found.examples["real_judged"]) == (3, 0)
+    assert "real/top1" not in found.metrics
+    assert any(line.startswith("real/top1 is omitted") for line in found.warnings)
+
+
 def test_missing_classes_are_no_choice(places, opened, tmp_path):
     """Images that look like the first class, and a little like the class of their folder."""
 

@@ -88,8 +88,8 @@ SETTINGS: Table = {
 
 
 def check_robustness(config: ConfigDict) -> None:
-    """Check that test sets have unique names, and that ``labels`` is set only for the kind
-    `real`."""
+    """Check that test sets have unique names, and that those of the kind `real`, and no others,
+    have ``labels``."""
     taken = {*RESULTS, *CORRUPTIONS}
     for index, shift in enumerate(config.robustness.shifts):
         called, kind = f"robustness.shifts[{index}]", shift["kind"]
@@ -188,6 +188,11 @@ def robustness(
         right = accepted[np.arange(len(split)), predictions][judged]
         results.count(str(name), split)
         results.examples[f"{name}_judged"] = int(judged.sum())
+        if not judged.any():
+            results.warn(
+                f"{name}/top1 is omitted: no label of this test set is a class of the classifier"
+            )
+            continue
         results.score(f"{name}/top1", right)
         if kind in ("classes", "numbered"):
             ece = calibration(masked_logits, accepted.argmax(axis=1), settings.bins)
@@ -241,7 +246,8 @@ def curves(
 
 
 def on_the_fly(context: EvalContext, clean: Part) -> Reads:
-    """Return, for each corruption, a function that reads and corrupts the test split."""
+    """Return, for each selected corruption, a function from a severity to the corrupted test
+    split."""
     names = corruptions_of(context.config.robustness.corruptions)
     if names and context.data.channels != 3:
         raise UserError(

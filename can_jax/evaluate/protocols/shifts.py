@@ -149,7 +149,10 @@ def same_classes(context: EvalContext, path: str, classes: Classes) -> tuple[Par
 
 
 def named_classes(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open a test set with the folder names of training; restrict predictions to its classes."""
+    """Open a test set whose class folders are named as in training.
+
+    Predictions are restricted to the classes of the test set.
+    """
     part, _ = same_classes(context, path_of(shift), classes)
     return judged(part, part.numbering.indices, len(classes))
 
@@ -205,7 +208,7 @@ def real_labels(context: EvalContext, shift: dict[str, Any], classes: Classes) -
     """Open the ImageNet validation images with their ReaL labels (arXiv 2006.07159).
 
     `real.json` holds a list of labels for each image, in the order of the numbers in the file
-    names. Images with an empty list are excluded from the accuracy.
+    names. Images without a label that is a training class are excluded from the accuracy.
     """
     labels = json.loads(Path(path_of(shift, "labels")).read_text())
     data, count = folder_of(context, path_of(shift)), context.config.data.test_examples
