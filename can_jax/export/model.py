@@ -119,7 +119,7 @@ class Model:
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),
             "pooling": self.head.pool if self.head else config.objective.contrastive.pool,
-            **({} if self.imported else self._of_training()),
+            **({} if self.imported or self.head else self._of_pretraining()),
             "layer_norm_eps": variant.epsilon,
             "gelu": FORMS[variant.gelu],
             "positions": LEARNED if variant.positions == "learned" else FIXED,
@@ -129,7 +129,7 @@ class Model:
             **({"classes": list(self.head.names)} if self.head else {}),
         }
 
-    def _of_training(self) -> dict[str, Any]:
+    def _of_pretraining(self) -> dict[str, Any]:
         """Return the mask ratio of the pretraining, and the form of the reconstruction targets."""
         normalize = self.config.objective.reconstruction.normalize
         return {

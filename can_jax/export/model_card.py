@@ -8,7 +8,7 @@ from can_jax import __version__
 from can_jax.augment.crops import enlarged
 from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.evaluate.reports.markdown import fill, table
-from can_jax.evaluate.reports.provenance import check_provenance
+from can_jax.evaluate.reports.provenance import PACE, check_provenance
 from can_jax.evaluate.reports.report import data_of, headlines, shown_interval, unit_of
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model import Model
@@ -75,7 +75,8 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
 
 
 def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
-    """Return table rows that summarize the pretraining recipe.
+    """Return table rows that summarize the training of a classifier, or the pretraining of any
+    other model.
 
     Args:
         model: The exported model.
@@ -85,11 +86,17 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
     config = model.config
     weights = config.objective
     kind = " ".join(str(part) for part in (config.data.source, config.data.name) if part)
-    rows = {
+    rows: dict[str, Any] = {
         "data": data or f"not stated (type of the data source: {kind})",
         "images per step": config.batch_size,
-        "views per image": config.augment.views,
         "steps": model.step,
+    }
+    if model.head:
+        settings = model.head.step.settings.items()
+        rows |= {name.replace("_", " "): value for name, value in settings if name not in PACE}
+        return [(name, str(value)) for name, value in rows.items()]
+    rows |= {
+        "views per image": config.augment.views,
         "mask ratio": config.model.mask_ratio,
         "maximum noise sigma": config.noise.sigma_max,
         "loss weights": ", ".join(
@@ -160,7 +167,7 @@ def card_of(
     tags = (
         "image-feature-extraction",
         "vit",
-        *(() if model.imported else ("self-supervised", "can")),
+        *(() if model.imported or model.head else ("self-supervised", "can")),
     )
     front += ["tags:", *(f"- {tag}" for tag in tags)]
     parts_of = {"full": "encoder and decoder", "classifier": "encoder with a classifier's head"}
@@ -172,6 +179,14 @@ def card_of(
             f"whose training is not known. Format: {FILES[format]}."
         )
         training = [f"Data, as stated by the exporter: {statement.data or 'not stated'}."]
+    elif model.head:
+        frozen = model.head.step.settings.freeze_encoder
+        origin = (
+            f"The {whole} of a Vision Transformer. can_jax {__version__} trained its classifier "
+            f"{'on features of the frozen encoder' if frozen else 'together with the encoder'}. "
+            f"Format: {FILES[format]}."
+        )
+        training = [table(recipe_rows(model, statement.data), ("setting", "value"))]
     else:
         title += ", pretrained with CAN"
         origin = (
@@ -197,7 +212,7 @@ def card_of(
         + f"Then the image is cropped to its center of {height} x {width} pixels. Evaluations do "
         "not resize an image that already has the size of the crop. Values in [0, 1] are "
         "normalized by mean and std.",
-        "## Pretraining",
+        "## Training of the classifier" if model.head else "## Pretraining",
         *training,
         "## Results",
         table(result_rows(results), ("protocol", "metric", "value (95 % interval)", "data"))

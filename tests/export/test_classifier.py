@@ -1,8 +1,10 @@
 """Export of fine-tuned classifiers, whose logits are those of the run."""
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -10,10 +12,13 @@ from etils import epath
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config.resolve import to_json
 from can_jax.distributed.mesh import make_mesh
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.protocols.classifier import open_classifier
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.export import verify as checking
 from can_jax.export.formats import FORMATS
 from can_jax.export.model import open_model
+from can_jax.export.model_card import card_of
 from can_jax.train.step import NOT_TRAINED, abstract_state, initialize
 from can_jax.utils.errors import UserError
 from tests.evaluate import samples
@@ -72,6 +77,36 @@ def test_logits_are_those_of_the_run(classifier, tmp_path, features, settings):
     if features == "patches":
         with pytest.raises(UserError, match="supports only a head on the class token"):
             exported(place, "huggingface", tmp_path)
+
+
+def test_card_states_the_training_of_the_classifier(classifier):
+    model = open_model(str(classifier("class", layer_decay=0.65)))
+    manifest = {"usage": {"timm": "run"}, "checked": {"images": 3, "largest_error": {"a": 1e-7}}}
+    card = card_of(model, "timm", "classifier", manifest, [])
+    assert "| layer decay | 0.65 |" in card and "save every steps" not in card
+    assert "together with the encoder" in card
+    for wrong in ("CAN", "- can\n", "retraining", "mask ratio", "reconstruction", "patch targets"):
+        assert wrong not in card, wrong
+    with model.head.step.settings.unlocked():
+        model.head.step.settings.freeze_encoder = True
+    frozen = card_of(model, "timm", "classifier", manifest, [])
+    assert "on features of the frozen encoder" in frozen
+
+
+def test_trained_parameters_are_evaluated_instead_of_their_average(classifier):
+    place = epath.Path(classifier("class", ema_decay=0.9))
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8))
+    config = samples.evaluation("robustness")
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    averaged, trained = (
+        open_classifier(place, resolve_evaluation(samples.changed(config, model__average=a)), mesh)
+        for a in (True, False)
+    )
+    state = averaged.parameters
+    expected = dataclasses.replace(state, optimizer={"average": state.parameters})
+    logits = trained.features(trained.parameters, images)
+    np.testing.assert_array_equal(logits, averaged.features(expected, images))
+    assert np.abs(logits - averaged.features(state, images)).max() > 1e-3
 
 
 def test_encoder_has_no_head_to_export(tmp_path):

@@ -49,7 +49,8 @@ def open_classifier(
     Args:
         workdir: The run directory, which contains the file ``classifier.json``.
         changes: The resolved configuration of the evaluation, whose data and model settings
-            override those of the run.
+            override those of the run. With ``model.average=False``, the moving average (EMA) of the
+            parameters is dropped, so that the trained parameters are evaluated.
         mesh: The device mesh over which the parameters are placed.
         at: The step of the checkpoint to restore; by default the latest valid checkpoint.
 
@@ -64,6 +65,9 @@ def open_classifier(
         settings.update(card["settings"])
     step = ClassifierStep(config, settings, card["features"], card["classes"], NOT_TRAINED)
     newest, state = newest_state(workdir, abstract_state(step, mesh), step=at)
+    if not changes.model.average:
+        optimizer = {name: part for name, part in state.optimizer.items() if name != "average"}
+        state = dataclasses.replace(state, optimizer=optimizer)
     names = tuple(card["names"][: card["classes"]])
     labels = np.array(card.get("numbers", range(card["classes"])), np.int64)
     classes = Classes(labels, names if len(names) == len(labels) else ())

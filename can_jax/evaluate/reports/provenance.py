@@ -14,9 +14,10 @@ from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.utils.errors import UserError
 
 SAMPLED = 64  # The number of images of a source whose bytes are compared.
-# Settings that change the location and the reading speed of data, but no results.
+# Settings of the data that do not change results, such as its location and caches.
 DATA_PLACES = ("path", "index", "threads", "cache_gb", "disk_cache", "disk_cache_gb", "skip_limit")
 LIMITS = ("train_examples", "test_examples", "held_out")
+# Settings of `classify` that do not change results.
 PACE = ("save_every_steps", "test_every_epochs", "remat", "trackers")
 
 
