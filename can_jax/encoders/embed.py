@@ -1,8 +1,7 @@
-"""Extraction of the features of all images of a data set to one file, resumable after
-interruptions.
+"""Extraction of the features of all images of a split to one file, resumable after interruptions.
 
 To bound memory, features are computed in parts of 4096 images and stored in the folder
-`OUTPUT.parts`. When all parts of the data set are complete, they are merged into the output file.
+`OUTPUT.parts`. When all parts are complete, they are merged into the output file.
 Pillow decodes the images, and TensorFlow is not imported for image files, arrays and tars.
 """
 
@@ -31,9 +30,10 @@ from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replacing
 from can_jax.utils.workers import Workers
 
-PART = 4096  # The images of a part; about 16 MB of features for a ViT-L.
-LEAST = 256  # The number of images that are read before `data.skip_limit` is applied.
-Advance = Callable[[int, int], None]  # Called with the numbers of images done, and of all images.
+PART = 4096  # The number of images in a part, whose features take 16 MiB for a ViT-L.
+# While parts are computed, `data.skip_limit` is checked only after this number of images.
+LEAST = 256
+Advance = Callable[[int, int], None]  # Called with the number of images done and of all images.
 
 
 class ClusterEncoder(NamedTuple):
@@ -147,6 +147,7 @@ def embed(
             "another --output"
         ) from None
     with held:
+        check_output(output)  # Another process may have written the output since the first check.
         _check_parts(folder, identity)
         here = Computation(encoder, source, data, features)
         compute: Callable[[range], Part] = functools.partial(here.part, advance=advance)
@@ -158,13 +159,13 @@ def embed(
         table = Table(paths, source.label_names, identity)
         tally = _tally(paths)
         tally.check(data)
+        _write_skipped(output, paths)
         if table.images:
             with replacing(output) as temporary:
                 WRITERS[output.suffix](temporary, table)
-    _write_skipped(output, paths)
-    for path in sorted(folder.iterdir()):
-        path.unlink()
-    folder.rmdir()
+        for path in sorted(folder.iterdir()):
+            path.unlink()
+        folder.rmdir()
     return Summary(table.images, tally.skipped, table.width)
 
 
@@ -353,12 +354,14 @@ def _tally(paths: Iterable[Path]) -> Tally:
 def _write_skipped(output: Path, paths: list[Path]) -> None:
     """Write the name of each undecodable image and the reason to `OUTPUT.skipped.csv`.
 
-    If all images were decoded, no file is written.
+    If all images were decoded, no file is written, and the file of an earlier call is removed.
     """
-    rows = []
+    listing, rows = output.with_name(f"{output.name}.skipped.csv"), []
     for path in paths:
         part = Part.load(path)
         rows += list(zip(part.broken, part.reasons, strict=True))
-    if rows:
-        with output.with_name(f"{output.name}.skipped.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("name", "reason"), *rows])
+    if not rows:
+        listing.unlink(missing_ok=True)
+        return
+    with listing.open("w", newline="") as file:
+        csv.writer(file).writerows([("name", "reason"), *rows])

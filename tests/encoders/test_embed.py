@@ -137,8 +137,11 @@ def test_features_are_those_of_an_evaluation_after_a_kill(places, encoder, tmp_p
 
 
 def test_every_format_holds_the_same(encoder, tmp_path):
+    stale = tmp_path / "a.npz.skipped.csv"  # It lists images of an earlier call, which was removed.
+    stale.write_text("name,reason\nold.png,broken\n")
     for suffix in (".npz", ".csv", ".parquet"):
         embedding.embed(encoder, encoder.data, "val", tmp_path / f"a{suffix}")
+    assert not stale.exists()
     wanted = npz(tmp_path / "a.npz")
     table = pq.read_table(tmp_path / "a.parquet").to_pydict()
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
@@ -158,6 +161,19 @@ def test_parts_of_another_call_are_refused(encoder, tmp_path):
         embedding.embed(encoder, encoder.data, "val", tmp_path / "a.npz", "class")
 
 
+def test_output_of_another_process_is_not_overwritten(encoder, tmp_path, monkeypatch):
+    output, open_source = tmp_path / "a.npz", embedding.open_source
+
+    def while_another_writes(*arguments):
+        output.write_bytes(b"features")
+        return open_source(*arguments)
+
+    monkeypatch.setattr(embedding, "open_source", while_another_writes)
+    with pytest.raises(UserError, match="exists already"):
+        embedding.embed(encoder, encoder.data, "val", output)
+    assert output.read_bytes() == b"features"
+
+
 def raising(*_):
     raise Stop
 
@@ -169,6 +185,14 @@ def raising(*_):
         ([], "the data has the splits train, val: choose one with --split=NAME"),
         (["--split=train", "--data=/no/such"], "--data=/no/such does not exist"),
         (["--step=8"], "no checkpoint of step 8"),
+        (
+            ["--config=knn", "--config.data.test_examples=3"],
+            "--config.data.test_examples has no effect on this command, which reads all images",
+        ),
+        (
+            ["--config=knn", "--config.data.split=val", "--split=train"],
+            "--split and --config.data.split set the same value: give one of them",
+        ),
     ],
 )
 def test_mistake_is_one_line(places, tmp_path, monkeypatch, options, message):

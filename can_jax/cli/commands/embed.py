@@ -4,7 +4,8 @@ Writes the features of all images of a data set to a Parquet, npz or CSV file, w
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
 arrays. `--config=knn` and `--config.data.…` options set other keys of the data, as for
-`can_jax.evaluate`. Re-running an interrupted command resumes it.
+`can_jax.evaluate`. All images of the split are read, so keys that select examples or a test split
+are rejected. Re-running an interrupted command resumes it.
 """
 
 from pathlib import Path
@@ -22,6 +23,9 @@ from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import phase
+
+# Keys of the block `data` that select examples or a test split. This command rejects them.
+OF_EVALUATIONS = ("test_split", "held_out", "train_examples", "test_examples")
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -59,6 +63,17 @@ def main() -> None:
     _DATA.select(config, _CONFIG.overrides)
     if FLAGS.given("features") and "features" in _CONFIG.overrides:
         raise UserError("--features and --config.features set the same value: give one of them")
+    for name in OF_EVALUATIONS:
+        if f"data.{name}" in _CONFIG.overrides:
+            raise UserError(
+                f"--config.data.{name} has no effect on this command, which reads all images of "
+                "one split: leave it out, and select the split with --split=NAME"
+            )
+    split = _SPLIT.value
+    if "data.split" in _CONFIG.overrides:
+        if split is not None:
+            raise UserError("--split and --config.data.split set the same value: give one of them")
+        split = _CONFIG.overrides["data.split"]
     with config.ignore_type():
         if _FEATURES.value is not None:
             config.features = _FEATURES.value
@@ -73,7 +88,6 @@ def main() -> None:
         def advance(done: int, total: int) -> None:
             progress.detail(f"{done:,} of {total:,} images")
 
-        split = _SPLIT.value
         summary = embed(encoder, encoder.data, split, output, config.features, advance, cluster)
     facts: dict[str, Any] = {"images": summary.images, "width": summary.width}
     if summary.skipped:
