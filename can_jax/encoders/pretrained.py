@@ -240,9 +240,12 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
         refuse_unused(arrays, list(leaves))
         for name, leaf in leaves.items():
             array = arrays.get(name)
-            if array is None or array.shape != leaf.shape:
-                shape = "missing" if array is None else f"of shape {array.shape}"
-                raise UserError(f"{name} is {shape}, not {leaf.shape}")
+            if array is None:
+                raise UserError(f"the weights have no {name}, which this encoder requires")
+            if array.shape != leaf.shape:
+                raise UserError(
+                    f"{name} has shape {array.shape}, but this encoder requires {leaf.shape}"
+                )
         tree = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
     return jax.tree.map(lambda array, leaf: np.asarray(array, leaf.dtype), tree, like)
 
@@ -276,7 +279,9 @@ def _plain(value: Any) -> Any:
 
 def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
     """Return a run's configuration, with the mean and std replaced by those that an evaluation
-    sets. The number of heads that an evaluation sets is only compared with that of the run.
+    sets.
+
+    The number of heads and the form of GELU that an evaluation sets must equal those of the run.
 
     Args:
         run: The configuration of the run.

@@ -9,7 +9,7 @@ import numpy as np
 from can_jax.models.encoder import sincos_2d
 from can_jax.utils.errors import UserError
 
-# Patterns of the names of arrays that an encoder's tokens do not depend on.
+# A pattern of the names of arrays that an encoder may leave unused.
 OUTSIDE = re.compile(
     r"pos_embed"  # `grid_of_positions` compares it with the sin-cos table.
     r"|(vit\.|dinov2\.|dinov2_with_registers\.)?(embeddings\.)?mask_token"

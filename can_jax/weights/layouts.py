@@ -34,7 +34,8 @@ HUGGINGFACE_DECODER = {
     "decoder_pred": "decoder.decoder_pred",
 }
 PARTS = ("query", "key", "value")
-# Names of transformers in files of DINOv2 only, or, since version 5, in memory only.
+# Further names of transformers: those of DINOv2, and those that version 5 and later use in memory
+# but not in files.
 HUGGINGFACE_OTHERS = {
     "register_tokens": "embeddings.register_tokens",
     "blocks.{}.norm1": "encoder.layer.{}.norm1",

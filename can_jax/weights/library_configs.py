@@ -34,7 +34,7 @@ HUGGINGFACE_KEYS = {
     "image_size": "image_size", "layer_norm_eps": "layer_norm_eps", "qkv_bias": "qkv_bias",
 }  # fmt: skip
 EXACT, TANH, QUICK = "exact (erf)", "tanh", "quick (sigmoid)"  # Forms of GELU in a manifest.
-FORMS = {"exact": EXACT, "tanh": TANH, "quick": QUICK}  # by the values of the option `gelu`
+FORMS = {"exact": EXACT, "tanh": TANH, "quick": QUICK}  # by value of the option `gelu`
 ACTIVATIONS = {
     "gelu": EXACT, "gelu_python": EXACT, "gelu_new": TANH, "gelu_pytorch_tanh": TANH,
     "quick_gelu": QUICK,
@@ -48,14 +48,15 @@ TIMM_OPTIONS = {
     "layer_scale": "init_values", "qk_norm": "qk_norm", "registers": "reg_tokens",
     "pre_norm": "pre_norm", "qkv_bias": "qkv_bias",
 }  # fmt: skip
-# Arguments that do not affect the features, or that the arrays determine.
+# Arguments that this module reads, that the arrays determine, or that do not affect the features.
+# All other arguments are rejected.
 HARMLESS = {
     *TIMM_KEYS.values(), *TIMM_OPTIONS.values(), "num_classes", "global_pool", "class_token",
     "dynamic_img_size", "strict_img_size", "mlp_ratio", "fc_norm", "no_embed_class", "drop_rate",
     "drop_path_rate", "act_layer",
 }  # fmt: skip
-# Required values of timm's arguments, where they are stated.
 TIMM_ACTIVATIONS = {"gelu": EXACT, "gelu_tanh": TANH, "quick_gelu": QUICK}
+# The supported values of some arguments; the first one is that of an absent argument.
 PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "class_token": (True,), "mlp_ratio": (4,), "act_layer": tuple(TIMM_ACTIVATIONS),
 }  # fmt: skip
@@ -264,7 +265,7 @@ def _timm(config: Facts) -> Stated:
     facts, keys = _named(arguments, TIMM_KEYS | TIMM_OPTIONS, "model_args.")
     facts |= {"gelu": EXACT, "layer_norm_eps": 1e-6, **implied[0]}
     keys |= dict.fromkeys(("gelu", "layer_norm_eps"), f"{CONFIG}: architecture")
-    if "act_layer" in arguments:  # It replaces that of the architecture.
+    if "act_layer" in arguments:  # It overrides the activation of the architecture.
         facts["gelu"] = TIMM_ACTIVATIONS[arguments["act_layer"]]
         keys["gelu"] = f"{CONFIG}: model_args.act_layer"
     pretrained = config.get("pretrained_cfg") or config

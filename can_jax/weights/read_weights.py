@@ -120,8 +120,8 @@ def complete(
 def _with_gelu(weights: Weights, given: str | None) -> Weights:
     """Return weights whose options have the form of GELU that the caller or the files state.
 
-    Encoders with a norm before their blocks, those of CLIP, have the exact form or QuickGELU,
-    which their arrays do not show.
+    An encoder with a norm before its blocks, such as CLIP's, can have the exact form or QuickGELU.
+    The arrays do not show which, so the caller or a file must state the form of such an encoder.
     """
     options, stated = weights.facts["options"], weights.facts.get("gelu") is not None
     ours = options.get("gelu", PLAIN.gelu)
@@ -130,13 +130,14 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
     if stated and given not in (None, ours):
         raise UserError(f"gelu={given}: the weights have {ours} ({weights.keys['gelu']}); omit it")
     if given is None and not stated and options.get("pre_norm"):
-        why = weights.keys.get("gelu") or (
-            "no file states the activation of this encoder, which has a norm before its blocks "
-            "like CLIP's: use a folder with its config.json"
-        )
+        if reason := weights.keys.get("gelu"):
+            raise UserError(
+                f"{reason}: set quick as in the training, or exact as in timm ({_how('gelu')})"
+            )
         raise UserError(
-            f"{why}, or set quick for the models of OpenAI, MetaCLIP and DFN, and exact for those "
-            f"of OpenCLIP ({_how('gelu')})"
+            "no file states the activation of this encoder, which has a norm before its blocks "
+            "like CLIP's: use a folder with its config.json, or set quick for the models of "
+            f"OpenAI, MetaCLIP and DFN, and exact for those of OpenCLIP ({_how('gelu')})"
         )
     if stated or given is None:
         return weights
@@ -236,7 +237,7 @@ def _refuse_contradictions(weights: Weights, actual: Facts) -> None:
         if stated != value or isinstance(stated, bool):
             what = "the arrays hold positions for" if name == "image_size" else "the arrays have"
             shown = "x".join(map(str, value)) if name == "image_size" else value
-            raise UserError(f"{weights.keys[name]}={stated}, but {what} {shown}")
+            raise UserError(f"{weights.keys[name]}={stated!r}, but {what} {shown}")
 
 
 def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.utils.errors import UserError
 
-# Paths of can_jax outside of blocks, and MAE's names. A projector's layer indices count the
-# activations between the layers too.
+# The paths of parameters outside of blocks, and their names in MAE's code. The indices of
+# `projection_head` count its activations, too.
 NAMES = {
     "encoder/class_token": "cls_token",
     "encoder/patch_embed": "patch_embed.proj",

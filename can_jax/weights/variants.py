@@ -12,7 +12,7 @@ from can_jax.weights.layouts import Arrays
 from can_jax.weights.library_configs import EXACT, FORMS, Stated
 from can_jax.weights.torch_layout import encoder_names
 
-CLIP_EPS = 1e-5  # Models with a norm before their blocks follow CLIP, unless a file states more.
+CLIP_EPS = 1e-5  # The epsilon of encoders with a norm before their blocks, unless a file states it.
 QKV_BIAS, EMBED_BIAS = "blocks.{}.attn.qkv.bias", "patch_embed.proj.bias"
 # Facts that are compared with the arrays, which determine them.
 COMPARED = ("qkv_bias", "layer_scale", "qk_norm", "pre_norm", "registers")
@@ -35,8 +35,8 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
         stated: The facts that files state about the encoder.
 
     Raises:
-        UserError: The arrays contradict a stated option, or the grid of learned positions is
-            unknown.
+        UserError: The arrays contradict a stated option, a stated epsilon is invalid, or the grid
+            of learned positions is unknown.
     """
     arrays, facts = dict(arrays), stated.facts
     depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
@@ -84,12 +84,20 @@ def _add_biases(arrays: Arrays, depth: int, stated: Stated, pre_norm: bool) -> N
 
     The biases of queries, keys and values are added if no block has them. A bias of the patch
     embedding is added if a norm follows the embedding.
+
+    Raises:
+        UserError: The arrays contradict a stated ``qkv_bias``.
     """
     weights = [f"blocks.{i}.attn.qkv.weight" for i in range(depth)]
     biases = sorted(n for n in arrays if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", n))
     if stated.facts.get("qkv_bias") is False and biases:
         raise UserError(f"{stated.keys['qkv_bias']}=False, but the arrays have {biases[0]}")
     if not biases and all(name in arrays for name in weights):
+        if stated.facts.get("qkv_bias"):
+            raise UserError(
+                f"{stated.keys['qkv_bias']}={stated.facts['qkv_bias']}, but the arrays have no "
+                f"{QKV_BIAS.format(0)}"
+            )
         for i, name in enumerate(weights):
             arrays[QKV_BIAS.format(i)] = np.zeros(arrays[name].shape[:1], arrays[name].dtype)
     embed = arrays.get("patch_embed.proj.weight")
@@ -122,7 +130,8 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
     stated_grid = None if size is None else (size[0] // patch, size[1] // patch)
     found = _grid_of_rows(len(table), (1, 1 + registers, 0), stated_grid)
     if found is None:
-        refuse_unused(arrays, encoder_names(depth, options))  # It may be a token's position.
+        # An unused array, such as `dist_token`, may explain the extra rows.
+        refuse_unused(arrays, encoder_names(depth, options))
         raise UserError(
             f"pos_embed has {len(table)} learned rows, which do not form a square grid, and no "
             "file states a matching image size: use a folder with config.json"

@@ -77,7 +77,7 @@ def test_folder_of_timm_states_them_too(tmp_path):
         (HF | {"patch_size": 16}, "config.json: patch_size=16, but the arrays have 4"),
         (HF | {"intermediate_size": 64}, "intermediate_size=64, but the arrays have 96"),
         (HF | {"num_channels": 1}, "num_channels=1, but the arrays have 3"),
-        (HF | {"num_channels": "3"}, "num_channels=3, but the arrays have 3"),
+        (HF | {"num_channels": "3"}, "num_channels='3', but the arrays have 3"),
         (HF | {"image_size": 224}, r"image_size=\[224, 224\], but the arrays hold .* for 16x16"),
         (HF | {"image_size": [8, 32]}, r"image_size=\[8, 32\], but"),
         (HF | {"qkv_bias": False}, "qkv_bias=False, but the arrays have blocks.0.attn.qkv.bias"),

@@ -109,6 +109,10 @@ def test_epsilon_and_gelu_come_from_the_configuration(tmp_path):
 def test_norm_of_the_mean_token_and_biases_that_are_not_there(tmp_path):
     arrays = {k: v for k, v in varied().items() if not k.endswith("qkv.bias")}
     theirs = {k if k.split(".")[0] != "norm" else f"fc_{k}": v for k, v in arrays.items()}
+    (stated := tmp_path / "stated").mkdir()
+    arguments = {"num_heads": 3, "qkv_bias": True}
+    with pytest.raises(UserError, match=r"qkv_bias=True, but the arrays have no blocks\.0\.attn"):
+        loaded(stated, theirs, {"architecture": "vit_tiny_patch4_16", "model_args": arguments})
     zeros = {f"blocks.{i}.attn.qkv.bias": np.zeros(72, np.float32) for i in range(2)}
     tokens = plain.encode(arrays | zeros, PIXELS, heads=3, final_norm=False, eps=1e-5)
     encoder = loaded(tmp_path, theirs)
@@ -243,7 +247,8 @@ def test_activation_of_clip_comes_from_the_configuration_of_timm(tmp_path):
     assert gelu_of(quick_name, "openai", act_layer="gelu") == "exact"
     assert gelu_of(plain_name, "laion2b") == gelu_of(plain_name, "openai_ft_in1k") == "exact"
     assert gelu_of(plain_name, "openai", "quick") == "quick"
-    with pytest.raises(UserError, match="clip_224.openai was trained with QuickGELU, but timm"):
+    message = "clip_224.openai was trained with QuickGELU, but timm computes the exact form: set "
+    with pytest.raises(UserError, match=message + "quick as in the training, or exact as in timm"):
         gelu_of(plain_name, "openai")
     with pytest.raises(UserError, match=r"gelu=exact: the weights have quick \(config.json: arch"):
         gelu_of(quick_name, "openai", "exact")
