@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup as Html
 
 MARKED = "marked"
-# Table cells break longer words, and break lines only in longer texts; in characters.
+# Table cells break words longer than WORD characters, and wrap texts longer than SHORT characters.
 WORD, SHORT = 26, 16
 # The colors of charts that follow the scheme of the reader's system, and their names in style.css.
 INK, EDGE, GRID = "#3c4652", "#c8ced5", "#eef0f2"

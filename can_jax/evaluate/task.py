@@ -178,8 +178,10 @@ class EvalContext:
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
-        """Compute features of a kind such as ``patches`` from a split's outputs; by default of the
-        kind ``config.features``."""
+        """Return the features of a split that a kind such as ``patches`` selects from its outputs.
+
+        The default kind is ``config.features``.
+        """
         return self.subject.select(split.outputs, kind or self.config.features)
 
 

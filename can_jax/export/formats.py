@@ -35,7 +35,7 @@ from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.read_weights import METADATA
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-ONE_FILE = 2**30  # The most bytes of weights inside an ONNX file; protobuf allows 2 GiB.
+ONE_FILE = 2**30  # The maximum size of weights inside an ONNX file; protobuf allows 2 GiB.
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Model) -> None:
@@ -82,7 +82,8 @@ def write_huggingface(
 
     Raises:
         UserError: The images are not square, no transformers class supports an option of the
-            encoder, or ``contents`` is ``full`` and the run has no decoder that predicts pixels.
+            encoder or of its head, or ``contents`` is ``full`` and the run has no decoder that
+            predicts pixels.
     """
     full = contents == "full"
     height, width = model.config.data.image_size

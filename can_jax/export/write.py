@@ -95,7 +95,7 @@ LOCAL = ("path", "index", "labels", "disk_cache")  # keys of paths in a data blo
 
 
 def public_config(config: ConfigDict) -> dict[str, Any]:
-    """Return a configuration as JSON values, without the paths of data and caches."""
+    """Return a configuration as JSON values, without the paths of data, caches and `init_from`."""
     values: dict[str, Any] = json.loads(to_json(config))
     values["init_from"] = None
     values["data"] |= dict.fromkeys(LOCAL)

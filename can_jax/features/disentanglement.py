@@ -19,7 +19,7 @@ from jaxtyping import Float
 Codes = Float[np.ndarray, "examples dimensions"]
 Factors = Mapping[str, np.ndarray]  # integers are classes, other values are continuous
 CODE_BINS, FACTOR_BINS = 20, 10  # equal bins between the extremes; 20 as in disentanglement_lib
-STEPS = 1000  # the most steps of the lasso's solver
+STEPS = 1000  # the maximum number of steps of the lasso solver
 
 
 class Dci(NamedTuple):

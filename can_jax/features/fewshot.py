@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-SCORES = 2**26  # scores, queries times classes, computed at a time
+SCORES = 2**26  # the maximum number of scores (queries times classes) computed at a time
 BIAS = 100.0  # the constant feature; its size makes the penalty on its weight negligible
 
 

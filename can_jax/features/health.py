@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from can_jax.features.unit_length import unit
 
 DEAD = 1e-3  # the fraction of the median deviation up to which a dimension counts as dead
-PAIRS = 2**20  # pairs of examples evaluated, at most
+PAIRS = 2**20  # the maximum number of pairs of examples to evaluate
 
 
 def alignment(
@@ -15,8 +15,9 @@ def alignment(
 ) -> float:
     """Return the alignment of the features of two views of each image (arXiv 2005.10242).
 
-    Alignment is the mean squared distance of the two feature vectors of an image, scaled to length
-    1. The distance is 0 for equal vectors, 2 for orthogonal vectors, and at most 4.
+    Alignment is the mean squared distance between the two feature vectors of an image, after each
+    vector is scaled to length 1. The distance is 0 for equal vectors, 2 for orthogonal vectors, and
+    at most 4.
     """
     return float(((unit(one) - unit(other)) ** 2).sum(axis=1).mean())
 

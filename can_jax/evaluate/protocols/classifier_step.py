@@ -90,8 +90,9 @@ class ClassifierStep:
     def _by_layer(self, updates: Tree, _: Any) -> Tree:
         """Scale updates by layer-wise learning-rate decay (arXiv 2106.08254).
 
-        The factor is ``layer_decay`` to the power of a layer's distance to the head: 1 for the last
-        block, ``depth`` for the first block, and ``depth + 1`` for the embeddings.
+        The factor is ``layer_decay`` to the power of a layer's distance to the head. This distance
+        is 1 for the last block, ``depth`` for the first block, and ``depth + 1`` for the
+        embeddings. The final norm and the head keep their updates.
         """
         depth, decay = encoder_size(self.config.model).depth, self.settings.layer_decay
 
@@ -298,7 +299,7 @@ class ClassifierStep:
             mean, variance = statistics["mean"], statistics["var"]
             if key is not None:
                 mean, variance = x.mean(axis=0), x.var(axis=0)
-                # As in PyTorch, the running variance is unbiased, that of the batch is not.
+                # As in PyTorch, the running variance is unbiased, but the batch variance is not.
                 unbiased = variance * (len(x) / max(len(x) - 1, 1))
                 statistics = {
                     "mean": BATCH_NORM_DECAY * statistics["mean"] + (1 - BATCH_NORM_DECAY) * mean,

@@ -27,7 +27,8 @@ def disentanglement(context: EvalContext) -> EvalResults:
     """Measure DCI, the mutual information gap and the correlations of the features of the test
     split.
 
-    The regressions of DCI are fitted on the training split.
+    The regressions of DCI are fitted on the training split. Collective: every process must call
+    this.
 
     Raises:
         UserError: The data source does not provide the generative factors of its images.

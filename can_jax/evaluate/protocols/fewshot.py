@@ -125,7 +125,7 @@ def datasets_of(context: EvalContext) -> list[tuple[str, ConfigDict, str | None]
         changes = dict(changes)
         name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
         source = changes.get("source") or context.data.source
-        if "name" not in SOURCES.get(source).needs:  # the name is that of the results only
+        if "name" not in SOURCES.get(source).needs:  # the name is only for the results
             changes.pop("name", None)
         if "source" in changes:
             changes = {"options": ()} | changes  # the evaluation's options are for its own source

@@ -20,7 +20,8 @@ from can_jax.evaluate.reports.report import (
 
 Results = dict[str, Any]
 Column = tuple[str, Any]  # a metric, and the test examples
-# Metrics of which a higher value is better, and a lower one. Other metrics have no best value.
+# Metrics whose higher values are better, and metrics whose lower values are better. Other metrics
+# have no best value.
 MORE = re.compile(r"(.*/)?(top\d.*|\d+shot)|health/effective_rank")
 LESS = re.compile(r"(.*/)?(ece|mce|nll|brier)|health/dead_dimensions")
 

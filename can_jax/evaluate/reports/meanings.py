@@ -20,14 +20,14 @@ MEANINGS = {
     r"corrupted/top1": "The mean accuracy over all corruptions and severities.",
     r"(.*/)?mce": "The mean corruption error: the error of each corruption relative to that of "
     "AlexNet, averaged over the corruptions.",
-    r"(.*/)?ece": "The expected calibration error: the mean difference between confidence and "
-    "accuracy.",
+    r"(.*/)?ece": "The expected calibration error: the mean absolute difference between the "
+    "confidence and the accuracy of groups of images with similar confidence.",
     r"(.*/)?nll": "The mean negative log-likelihood of the true class, in nats.",
     r"(.*/)?brier": "The Brier score: the mean squared error of the class probabilities.",
     r"health/effective_rank": "The exponential of the entropy of the normalized singular values "
     "of the features. It is at most the width.",
     r"health/alignment": "The mean squared distance between the normalized features of two "
-    "augmented views of an image. Less is closer.",
+    "augmented views of an image. It is 0 if the views have equal features.",
     r"health/uniformity": METRICS["probe/uniformity"].meaning,
     r"health/tolerance": METRICS["probe/tolerance"].meaning,
     r"health/dead_dimensions": "The number of feature dimensions that hardly vary.",
@@ -38,8 +38,8 @@ MEANINGS = {
     "only, from 0 to 1.",
     r"disentanglement/informativeness": "The fraction of the factors' variance that a linear "
     "prediction from the features explains.",
-    r"disentanglement/mig": "The mutual information gap: the difference between the two features "
-    "that share the most information with a factor, from 0 to 1.",
+    r"disentanglement/mig": "The mutual information gap: how much more information about a factor "
+    "the most informative feature has than the second most informative one, from 0 to 1.",
     r"disentanglement/mean_square_correlation": "The mean squared correlation between different "
     "features. It is 0 if the features are uncorrelated.",
 }

@@ -9,7 +9,8 @@ from can_jax.evaluate.reports.meanings import meanings_of
 
 SECONDS = "seconds"  # The training time of the protocol `classify`, stored in ``chosen``.
 HEADLINES = 8  # The number of metrics shown in large type.
-DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")  # Others summarize them.
+# Metrics that other metrics summarize.
+DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")
 PERCENT = re.compile(r"(.*/)?(top\d.*|\d+shot(_std)?|ece|mce)")  # Metrics in percent.
 
 

@@ -30,7 +30,7 @@ SECTIONS = {
 OTHERS = "Other metrics"
 REFERENCES = {"probe/knn_pixels": "probe/knn", "denoising/linear_bound": "denoising/explained"}
 NO_CHARTS = ("examples", "epoch")
-FIGURES = 6  # The number of figures of one run, evenly spaced over it.
+FIGURES = 6  # The maximum number of figures of one run, evenly spaced over it.
 COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0
 HEADLINES = {  # By title: a metric, and the reduction of its values over the run.
     "loss": ("loss/total", "last"),
