@@ -257,6 +257,14 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
             {"kind": "objectnet", "path": "{imagenet}"},
             "folder_to_objectnet_label.json does not exist",
         ),
+        (
+            {"kind": "objectnet", "path": "{objectnet}"},
+            "pytorch_to_imagenet_2012_id.json does not exist",
+        ),
+        (
+            {"kind": "real", "path": "{imagenet}/val", "labels": "{objectnet}/real.json"},
+            "real.json cannot be read",
+        ),
         ({"kind": "imagenet_c", "path": "{imagenet}"}, "has no corruption folder"),
         (
             {"kind": "numbered", "path": "{imagenet}/val"},
@@ -267,8 +275,13 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
 def test_wrong_test_set_is_one_line_before_anything_is_read(
     places, opened, tmp_path, shift, message
 ):
-    samples.imagenet(tmp_path / "imagenet", train=0, val=1)
-    shift = shift | {"path": shift["path"].format(imagenet=tmp_path / "imagenet")}
+    folders = {name: tmp_path / name for name in ("imagenet", "objectnet")}
+    samples.imagenet(folders["imagenet"], train=0, val=1)
+    (folders["objectnet"] / "mappings").mkdir(parents=True)
+    for name in ("mappings/folder_to_objectnet_label", "mappings/objectnet_to_imagenet_1k"):
+        (folders["objectnet"] / f"{name}.json").write_text("{}")
+    (folders["objectnet"] / "real.json").write_text("[[0], [1")
+    shift = {key: value.format(**folders) for key, value in shift.items()}
     unread = dataclasses.replace(opened, read=Unread(opened.subject, opened.mesh, 16))
     with pytest.raises(UserError, match=message) as error:
         measured(places, unread, (shift,))

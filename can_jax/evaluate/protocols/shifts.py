@@ -15,13 +15,13 @@
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
@@ -32,9 +32,14 @@ from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import read_json
 from can_jax.utils.settings import Choice, Key, Table, Text
 
 WHOLE = "train"  # The split name of a folder without subfolders for splits.
+OBJECTNET_MAPPINGS = (
+    "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json",
+    "pytorch_to_imagenet_2012_id.json", "imagenet_to_label_2012_v2",
+)  # fmt: skip
 
 
 class Judged(NamedTuple):
@@ -210,7 +215,7 @@ def real_labels(context: EvalContext, shift: dict[str, Any], classes: Classes) -
     `real.json` holds a list of labels for each image, in the order of the numbers in the file
     names. Images without a label that is a training class are excluded from the accuracy.
     """
-    labels = json.loads(Path(path_of(shift, "labels")).read_text())
+    labels = read_json(epath.Path(path_of(shift, "labels")), of=list)
     data, count = folder_of(context, path_of(shift)), context.config.data.test_examples
     part = open_own(data, WHOLE, count, labeled=False)
 
@@ -242,16 +247,14 @@ def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> 
     Images of objects without an ImageNet class are excluded from the accuracy. As in the authors'
     code, predictions may be any class, not only classes in ObjectNet.
     """
-    root = Path(path_of(shift))
-    tables = {}
-    for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k"):
-        path = root / "mappings" / f"{name}.json"
-        if not path.exists():
-            raise UserError(f"config.robustness.shifts: objectnet: {path} does not exist")
-        tables[name] = json.loads(path.read_text())
-    order = json.loads((root / "mappings" / "pytorch_to_imagenet_2012_id.json").read_text())
-    lines = (root / "mappings" / "imagenet_to_label_2012_v2").read_text().splitlines()
-    label_of_line = {int(line): int(label) for label, line in order.items()}
+    root = epath.Path(path_of(shift))
+    files = [root / "mappings" / name for name in OBJECTNET_MAPPINGS]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"config.robustness.shifts: objectnet: {file} does not exist")
+    words_of_folder, imagenet_words, line_of_label = map(read_json, files[:3])
+    lines = files[3].read_text().splitlines()
+    label_of_line = {int(line): int(label) for label, line in line_of_label.items()}
     by_words = {
         line.strip(): label_of_line[i] for i, line in enumerate(lines) if i in label_of_line
     }
@@ -260,8 +263,7 @@ def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> 
     )
     accepted = np.zeros((len(part.classes), len(classes)), bool)
     for folder, name in enumerate(part.classes.names):
-        words = tables["folder_to_objectnet_label"].get(name)
-        labels = tables["objectnet_to_imagenet_1k"].get(words, "").split("; ")
+        labels = imagenet_words.get(words_of_folder.get(name), "").split("; ")
         class_labels = [by_words[label] for label in labels if label in by_words]
         accepted[folder, known_indices(classes, class_labels)] = True
     return Judged(part, lambda split: accepted[split.labels], np.ones(len(classes), bool))
