@@ -35,11 +35,15 @@ class Used(NamedTuple):
         seconds: The time used, in seconds.
         allowed: The time limit of the run in seconds, as of its last start.
         last_step: The last step of the run, or None if the run has not reached it.
+        evaluation_seconds: The longest time of the evaluations of one step, in seconds.
+        step_seconds: The seconds per step at the time of these evaluations; 0 if there were none.
     """
 
     seconds: float = 0.0
     allowed: float = 0.0
     last_step: int | None = None
+    evaluation_seconds: float = 0.0
+    step_seconds: float = 0.0
 
 
 def time_used(workdir: epath.Path) -> Used:
@@ -104,6 +108,7 @@ class Pace:
         self._next = step + FIRST_DECISION
         self._last = (step, now, 0.0)
         self._step_seconds: float | None = None
+        self._evaluation = (used.evaluation_seconds, used.step_seconds)
         self._paused = self._stepping = 0.0
         self._over = False  # the time was over before the last step
 
@@ -138,7 +143,7 @@ class Pace:
         self._next = to + FIRST_DECISION
         self._last = (to, time.perf_counter(), self._last[2])
 
-    def update(self, step: int, paused: float, reserve: float) -> None:
+    def update(self, step: int, paused: float, evaluation: float) -> None:
         """Re-estimate the last step if the interval between estimates has passed.
 
         Collective: every process must call this after every step. Process 0 decides.
@@ -147,9 +152,11 @@ class Pace:
             step: The step that was just dispatched to the devices.
             paused: The total seconds so far for which training was paused, for example by
                 evaluations.
-            reserve: The seconds reserved for the evaluations after the last step.
+            evaluation: The longest time in seconds that the evaluations of one step took in this
+                start. As much is reserved for those after the last step, and more if the machine
+                has become slower.
         """
-        if self._fixed or step < self._next:
+        if self._fixed or step < self._next or step >= self.total:
             return
         now = time.perf_counter()
         last, then, before = self._last
@@ -157,6 +164,10 @@ class Pace:
         seconds = max(now - then - pause, 1e-9) / max(step - last, 1)
         old = self._step_seconds
         self._step_seconds = seconds if old is None else (old + seconds) / 2
+        if evaluation > self._evaluation[0]:
+            self._evaluation = (evaluation, self._step_seconds)
+        longest, then_per_step = self._evaluation
+        reserve = longest * max(self._step_seconds / (then_per_step or self._step_seconds), 1.0)
         self._paused += pause
         self._stepping += now - then - pause
         self._last = (step, now, paused)
@@ -183,6 +194,7 @@ class Pace:
         """Write the time used so far to ``time_used.json``. Only process 0 writes the file."""
         if jax.process_index():
             return
-        used = Used(self.used(), self._allowed, self.total if self._fixed else None)
+        last = self.total if self._fixed else None
+        used = Used(self.used(), self._allowed, last, *self._evaluation)
         with contextlib.suppress(OSError):  # with a full disk, a resume may count less time
             replace_text(self._path, json.dumps(used._asdict()) + "\n")

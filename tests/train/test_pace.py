@@ -69,6 +69,24 @@ def test_time_of_a_killed_start_counts_and_the_schedule_goes_on(clock, tmp_path)
     assert 285 < clock.now - 5000.0 < 300 and float(pace.position(last)) == TIMED_STEPS
 
 
+def test_evaluations_at_the_end_have_time_after_a_kill_and_on_a_slower_machine(clock, tmp_path):
+    """Evaluations take 30 s, and four times as long once the machine is four times as slow."""
+    folder = epath.Path(tmp_path)
+
+    def seconds_of(now):
+        return 1.0 if now > 1200.0 else 0.25
+
+    pace, step = Pace(folder, 600.0, clock.now, 0), 0
+    while clock.now < 1150.0:
+        step += 1
+        clock.now += seconds_of(clock.now)
+        pace.update(step, 0.0, 30.0)
+    pace = Pace(folder, 600.0, clock.now, step, pace.state(step))  # which evaluated nothing yet
+    train(clock, pace, step, seconds_of)
+    lost = 3  # seconds between the last record of the time and the kill
+    assert 600 - 120 - 20 < clock.now - 1000.0 < 600 - 120 + lost
+
+
 def test_run_whose_time_is_over_ends_its_schedule_in_a_few_steps(clock, tmp_path):
     folder = epath.Path(tmp_path)
     pace = Pace(folder, 600.0, clock.now, 0)
