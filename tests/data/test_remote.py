@@ -1,9 +1,13 @@
 """Object stores: the same data as on a disk, without a network, through a store in memory."""
 
+import errno
+import shutil
+import socket
 import sys
 import uuid
 
 import numpy as np
+import obstore
 import pytest
 
 from can_jax.data.index.build import build_index
@@ -16,7 +20,7 @@ from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webda
 from can_jax.data.storage import remote
 from can_jax.data.storage.disk_cache import DiskCache
 from can_jax.data.storage.find import find_shards
-from can_jax.data.storage.mirror import mirrored, upload
+from can_jax.data.storage.mirror import mirrored, upload, work_folder
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset
 from tests.helpers.configs import small_config
@@ -144,6 +148,45 @@ def test_a_mirror_follows_its_folder(tmp_path, store):
     remote.write(f"{url}/a.npy", b"two")
     second = mirrored(url)
     assert (second / "a.npy").read_bytes() == b"two" and not first.exists()
+
+
+def test_hosts_with_equal_process_ids_make_a_mirror_at_once(store, monkeypatch):
+    url, copy = "memory://hosts/index", shutil.copyfileobj
+    remote.write(f"{url}/a.npy", b"one")
+
+    def after_another_host(source, target, length):
+        monkeypatch.setattr(shutil, "copyfileobj", copy)
+        with monkeypatch.context() as other:
+            other.setattr(socket, "gethostname", lambda: "other")
+            assert (mirrored(url) / "a.npy").read_bytes() == b"one"
+        copy(source, target, length)
+
+    monkeypatch.setattr(shutil, "copyfileobj", after_another_host)
+    assert (mirrored(url) / "a.npy").read_bytes() == b"one"
+
+
+def test_mirror_that_fails_leaves_nothing(store, monkeypatch):
+    url = "memory://fails/index"
+    remote.write(f"{url}/a.npy", b"one")
+
+    def fail(source, target, length):
+        raise OSError(errno.EACCES, "refused")
+
+    monkeypatch.setattr(shutil, "copyfileobj", fail)
+    with pytest.raises(UserError, match="refused"):
+        mirrored(url)
+    assert not list(work_folder(url, "mirrors").iterdir())
+
+
+def test_versions_without_tags_are_times(monkeypatch):
+    entry = {"path": "index/a.npy", "size": 3, "e_tag": None}
+
+    def version(time):
+        listing = {"objects": [entry | {"last_modified": time}], "common_prefixes": []}
+        monkeypatch.setattr(obstore, "list_with_delimiter", lambda store, folder: listing)
+        return remote.inside("memory://untagged/index")[1][0].version
+
+    assert version("Monday") != version("Tuesday")
 
 
 def test_object_is_created_once():

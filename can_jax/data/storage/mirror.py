@@ -4,6 +4,7 @@ memory-mapped."""
 import functools
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -44,14 +45,19 @@ def mirrored(url: str) -> Path:
         if (copies / version).is_dir():
             return copies / version
         logging.info("copying %s to %s", shown(url), shown(str(copies)))
-        unfinished = copies / f"{version}.{os.getpid()}"
+        # Containers that share a cache often have equal process ids.
+        unfinished = copies / f"{version}.{socket.gethostname()}-{os.getpid()}"
         unfinished.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            with (
-                open_file(file.url) as source,
-                (unfinished / os.path.basename(file.url)).open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target, COPIED)
+        try:
+            for file in files:
+                with (
+                    open_file(file.url) as source,
+                    (unfinished / os.path.basename(file.url)).open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target, COPIED)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
     except OSError as error:
         raise unreadable(url, error) from error
     try:

@@ -40,7 +40,8 @@ CLIENT = {
     "pool_max_idle_per_host": "1024",
 }
 EMULATOR = "STORAGE_EMULATOR_HOST"  # the variable of Google's clients for a server in tests
-REFUSED = re.compile(r"status code: 40[0134]")  # such as that of a request for credentials
+# The status of a refused request, which can also be a request for credentials.
+REFUSED = re.compile(r"status code: 40[0134]")
 BEYOND = re.compile(r"StartTooLarge|416 Range Not Satisfiable")
 
 
@@ -143,7 +144,8 @@ def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwr
         UserError: The URL is not in a bucket, or `obstore` is not installed.
     """
     if urlsplit(url).scheme not in (*BUCKETS, "memory"):
-        raise UserError(f"{url} cannot be written; only {', '.join(BUCKETS)} URLs can")
+        supported = ", ".join(f"{name}://" for name in BUCKETS)
+        raise UserError(f"{url} cannot be written; only {supported} can be written")
     obstore, place = _library(), _place(url)
     multipart = False if mode == "create" else None  # parts cannot be written exclusively
     with _errors(url):
@@ -164,9 +166,7 @@ def below(url: str) -> Iterator[Object]:
     obstore, place = _library(), _listable(url)
     with _errors(url):
         for page in obstore.list(place.store, place.key or None, chunk_size=PAGE):
-            for entry in page:
-                version = str(entry["e_tag"] or entry["last_modified"])
-                yield Object(place.base + entry["path"], int(entry["size"]), version)
+            yield from (_object(place, entry) for entry in page)
 
 
 def inside(url: str) -> tuple[list[str], list[Object]]:
@@ -183,11 +183,15 @@ def inside(url: str) -> tuple[list[str], list[Object]]:
     obstore, place = _library(), _listable(url)
     with _errors(url):
         found = obstore.list_with_delimiter(place.store, place.key or None)
-    files = [
-        Object(place.base + entry["path"], int(entry["size"]), str(entry["e_tag"]))
-        for entry in found["objects"]
-    ]
+    files = [_object(place, entry) for entry in found["objects"]]
     return [path.rsplit("/", 1)[-1] for path in found["common_prefixes"]], files
+
+
+def _object(place: Place, entry: Any) -> Object:
+    """Return an entry of an `obstore` listing. If the store has no ETags, the version is the time
+    of the last change."""
+    version = str(entry["e_tag"] or entry["last_modified"])
+    return Object(place.base + entry["path"], int(entry["size"]), version)
 
 
 def is_folder(url: str) -> bool:
