@@ -78,6 +78,9 @@ def test_shards_that_number_the_same_classes_differently(tmp_path):
     np.savez(tmp_path / "train-1.npz", images=images(1), labels=[1], label_names=["c"])
     with pytest.raises(UserError, match="some label has no name of its own"):
         open_arrays(str(tmp_path), "train", 3)
+    np.savez(tmp_path / "train-1.npz", images=images(2), labels=[0, 1], label_names=["c", "c"])
+    with pytest.raises(UserError, match="train-1.npz.* some label has no name of its own"):
+        open_arrays(str(tmp_path), "train", 3)
 
 
 def test_labels_beyond_32_bits_are_unknown_and_named(tmp_path, caplog):

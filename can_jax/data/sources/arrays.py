@@ -36,7 +36,7 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     parts = [_read(shard, channels, unused) for shard in shards]
     if unused:
         logging.warning(
-            "%s: the arrays %s are not used; only images, labels and label_names are",
+            "%s: the arrays %s are not used; only images, labels and label_names are used",
             path, some(sorted(unused)),
         )  # fmt: skip
     images, labels, all_names = zip(*parts, strict=True)
@@ -90,7 +90,8 @@ def one_numbering(
     renumbered = []
     for shard, own_labels, own in zip(shards, labels, names, strict=True):
         if own and own != first:
-            if own_labels.max(initial=-1) >= len(own) or len(set(first)) < len(first):
+            nameless = own_labels.max(initial=-1) >= len(own)
+            if nameless or any(len(set(each)) < len(each) for each in (own, first)):
                 raise UserError(
                     f"{shard}: label_names differ from those of another shard, and some label has "
                     "no name of its own: give each label a different name in every shard"
