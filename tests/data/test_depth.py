@@ -125,6 +125,8 @@ def test_color_tiffs_of_which_pillow_keeps_a_byte_are_refused_where_that_is_not_
         pixels(tiff16(color(sixteen(4095))))
     with pytest.raises(ValueError, match="only as PNG"):
         pixels(tiff16(color(sixteen(4095))), (0, 4095))
+    dark = pixels(tiff16(color(sixteen(4095))), (0, 65535))
+    assert abs(dark - color(BYTES) / 16).max() <= 1
 
 
 def test_values_that_are_no_numbers_are_refused():

@@ -4,9 +4,9 @@ All images of a data set are scaled by the same rule. ``value_range`` (`config.d
 the two pixel values that are mapped to 0 and 255. Values inside the range are scaled linearly, and
 values outside the range are clipped.
 
-Without a range, only 16-bit images with a value of 2**15 or more are accepted, and the upper byte
-of each value is used. By this rule, scans of 12 bits stored in 16 bits, floats and 32-bit integers
-would become too dark or wrap around, so they are treated as undecodable.
+Without a range, the upper byte of each 16-bit value is used, provided that the image has a value of
+2**15 or more. All other images of more than 8 bits are treated as undecodable: scans of 12 bits
+stored in 16 bits would become too dark, and larger integers would wrap around.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
@@ -32,8 +32,8 @@ def to_eight_bits(
     """Scale the values of an image of more than 8 bits a channel to uint8.
 
     Raises:
-        ValueError: The values are not finite, or ``value_range`` is None and the largest value is
-            not from 2**15 to 2**16 - 1.
+        ValueError: The values are not finite, or ``value_range`` is None and the values are floats,
+            bytes or negative, or their maximum is outside 2**15 to 2**16 - 1.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("has values that are not finite")
@@ -80,12 +80,13 @@ def check_reduced(pixels: UInt8[np.ndarray, "*shape"], value_range: Range) -> No
     only the upper bytes.
 
     Raises:
-        ValueError: ``value_range`` is neither None nor (0, 65535), or all values are below 2**15.
+        ValueError: ``value_range`` is neither None nor (0, 65535), or it is None and all values are
+            below 2**15.
     """
     if value_range not in (None, (0.0, 65535.0)):
         raise ValueError(
             f"is a color image of 16 bits a channel, which config.data.range={value_range} "
             "supports only as PNG"
         )
-    if pixels.max(initial=0) < TOP_BIT >> 8:
+    if value_range is None and pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")
