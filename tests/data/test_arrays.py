@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from can_jax.data.sources.arrays import open_arrays
+from can_jax.data.sources.registry import open_source
 from can_jax.utils.errors import UserError
+from tests.helpers.configs import small_config
 
 
 def images(count, size=8):
@@ -109,3 +111,12 @@ def test_hint_for_a_missing_split_offers_no_pattern(tmp_path):
     np.savez(tmp_path / "train-0.npz", images=np.zeros((1, 4, 4, 3), np.uint8))
     with pytest.raises(UserError, match="; set config.data.split, .* that exists$"):
         open_arrays(str(tmp_path), "test", 3)
+
+
+def test_index_that_is_not_used_is_named(tmp_path, caplog):
+    np.savez(tmp_path / "train.npz", images=images(1))
+    open_source(small_config(data__source="arrays", data__path=str(tmp_path)).data, "train")
+    assert "data.index" not in caplog.text
+    settings = {"data__source": "arrays", "data__path": str(tmp_path), "data__index": "x"}
+    open_source(small_config(**settings).data, "train")
+    assert "config.data.index=x is not used with config.data.source=arrays" in caplog.text

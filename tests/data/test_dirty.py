@@ -128,7 +128,7 @@ def test_what_may_not_be_read_is_counted_with_its_cause(tmp_path, caplog, capsys
     with bound_by_permissions():
         names = find_images(str(data))[0]
         assert names == ["a/open.png", "b/closed.png"]
-        assert "1 of its subfolders cannot be read and are left out" in caplog.text
+        assert "1 folders cannot be read and are left out" in caplog.text
         assert f"{data}/c: Permission denied" in caplog.text
         build_index(Plan("folder", str(data)), names, out / "a")
         assert "closed.png: cannot be read: Permission" in (out / "a/undecodable.txt").read_text()
@@ -154,6 +154,18 @@ def test_links_in_circles_show_each_file_once(tmp_path):
     (outside / "back").symlink_to(tmp_path)
     (tmp_path / "d").symlink_to(outside)
     assert find_images(str(tmp_path))[0] == ["a/1.png", "b/2.png", "c/3.png", "d/x/4.png"]
+
+
+def test_links_too_many_on_a_path_are_named(tmp_path, caplog):
+    for level in range(7):
+        put(tmp_path.parent / f"{tmp_path.name}-{level}", image=IMAGES[0])
+    for level in range(7):
+        above = tmp_path.parent / f"{tmp_path.name}-{level - 1}" if level else tmp_path
+        (above / "next").symlink_to(tmp_path.parent / f"{tmp_path.name}-{level}")
+    assert len(find_images(str(tmp_path))[0]) == 5
+    left_out = tmp_path / "/".join(["next"] * 6)
+    told = f"1 folders behind more than 5 nested symbolic links are left out: {left_out}"
+    assert told in caplog.text
 
 
 def test_names_that_are_not_utf8(tmp_path):

@@ -28,13 +28,14 @@ def test_first_folder_is_the_class(tmp_path, caplog):
     assert "1 files that are not images" in caplog.text and "cat/notes.txt" in caplog.text
 
 
-def test_loose_images_have_no_labels(tmp_path):
+def test_loose_images_have_no_labels(tmp_path, caplog):
     put(tmp_path / "a.png")
     put(tmp_path / "more" / "b.png")
     (tmp_path / "more" / "b.png").rename(tmp_path / "more" / "without_suffix")
     source = open_folder(str(tmp_path), "train")
     assert files(source) == ["a.png", "more/without_suffix"]
     assert source.labels.tolist() == [-1, -1] and source.label_names == ()
+    assert "such as more are not treated as classes, since 1 of 2 images are in no" in caplog.text
 
 
 def test_split_folders(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from can_jax.data.evaluation.pairs import open_pair
+from can_jax.data.sources.registry import open_source
 from can_jax.data.sources.tfds import open_tfds
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
@@ -75,15 +76,18 @@ def test_records_in_any_order(data_dir):
     assert "train.tfrecord-00000-of-00003, at byte" in source.describe(0)
 
 
-def test_split_expressions(data_dir):
-    def values(split):
-        source = open_tfds("tiny", data_dir, split)
+def test_split_expressions(data_dir, caplog):
+    def values(split, index=None):
+        source = open_tfds("tiny", data_dir, split, index)
         images, _ = source.read(np.arange(source.examples))
         return [int(tf.io.decode_image(image)[0, 0, 0]) for image in images]
 
     whole = values("train")
     assert values("train[:50%]") + values("train[50%:]") == whole
-    assert values("train[2:20]") == whole[2:20]
+    assert "config.data.index" not in caplog.text
+    assert values("train[2:20]", "x") == whole[2:20]
+    told = "config.data.index=x is not used, because the split train[2:20] is an expression"
+    assert told in caplog.text
     assert values("train[20:]+train[:1]+test") == [*whole[20:], whole[0], *values("test")]
     with pytest.raises(UserError, match=r"train\[:x\] is not a valid split expression of 'tiny'"):
         values("train[:x]")
@@ -115,6 +119,14 @@ def test_index_of_a_prepared_data_set(data_dir, tmp_path):
     source = open_tfds("tiny", data_dir, "train", index=str(tmp_path))
     assert source.examples == 23 and source.label_names == ("even", "odd")
     assert isinstance(source.table.offset, np.memmap)
+
+
+def test_features_that_are_not_used_are_named(data_dir, caplog):
+    prepared = {"data__source": "tfds", "data__name": "tiny", "data__path": data_dir}
+    open_source(small_config(**prepared).data, "train")
+    assert "is not used" not in caplog.text
+    open_source(small_config(**prepared, data__image_key="caption").data, "train")
+    assert "config.data.image_key=caption is not used with config.data.source=tfds" in caplog.text
 
 
 def test_names_and_records_are_matched_as_in_other_sources(data_dir):

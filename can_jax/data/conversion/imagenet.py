@@ -20,7 +20,7 @@ from can_jax.data.formats.tar import Members, open_tar
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.sources.example_table import FOLDER
-from can_jax.data.sources.shards import locate_shards
+from can_jax.data.sources.shards import IMAGE_KEY, LABEL_KEY, locate_shards
 from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.data.storage.files import IMAGE_NAME, find_images
 from can_jax.data.storage.find import is_shard
@@ -72,7 +72,7 @@ def write_imagenet(
         root: The folder with the official tars, class folders in `train/` and `val/`, the unpacked
             Kaggle archive, or TFRecords.
         target: The folder to which the shards are written; may be None only if ``root`` contains
-            TFRecords.
+            TFRecords, for which ``target`` is not used.
         shards: The number of shards of each split; None for shards of about 140 MB.
         partial: Whether to accept official tars whose number of images differs from that of
             ImageNet-1k.
@@ -86,6 +86,11 @@ def write_imagenet(
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for its required content")
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
+        if target is not None:
+            print(
+                f"{root} contains TFRecords: they are indexed in place, and nothing is written to "
+                f"{target}"
+            )
         _index_records(str(root), workers)
         return
     if target is not None:
@@ -107,7 +112,7 @@ def write_imagenet(
 def _check_split(
     root: Path, split: str, images: list[Image], classes: set[str], partial: bool
 ) -> None:
-    """Check the classes and the number of images of a split, and print their numbers.
+    """Check the classes and the number of images of a split, and print both counts.
 
     Raises:
         UserError: An official tar does not have the number of images of ImageNet-1k and ``partial``
@@ -188,7 +193,7 @@ def find_val(root: Path) -> list[Image]:
     if not loose:
         return list(_images_of_folder(root / "val", None))
     images = [Image(str(path), 0, -1, path.name, "") for path in loose]
-    # The solution may be beside the folder `ILSVRC` of Kaggle's archive, from which ``root`` stems.
+    # In Kaggle's archive, the solution is beside the folder `ILSVRC`, three levels above ``root``.
     folders = (root, *root.resolve().parents[: len(KAGGLE.parts)])
     solutions = (folder / SOLUTION for folder in folders)
     if solution := next((path for path in solutions if path.exists()), None):
@@ -206,15 +211,17 @@ def find_val(root: Path) -> list[Image]:
 
 
 def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
-    """Return the validation images, sorted by name, with the labels of the development kit.
+    """Return the validation images, which must be sorted by name, with the labels of the
+    development kit.
 
     Raises:
-        UserError: The number of labels is not that of the images at ``images_path``.
+        UserError: The numbers of labels and of images differ.
     """
     labels = labels_of_devkit(devkit)
     if len(labels) != len(images):
         raise UserError(
-            f"{images_path} has {len(images)} images, {devkit.name} {len(labels)} labels"
+            f"{images_path} has {len(images)} images, but {devkit.name} has {len(labels)} labels; "
+            "check that both downloads are complete"
         )
     return _labeled(images, labels)
 
@@ -374,7 +381,7 @@ def write_shards(
 
 
 def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None:
-    """Write the images of one shard to its path, a TFRecord, atomically.
+    """Write one shard, a TFRecord file, atomically.
 
     Args:
         labels: The label of each class.
@@ -387,11 +394,11 @@ def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None
         for image in images:
             content = files.get(image.path, str).read(image.offset, image.length)
             feature = {
-                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
+                IMAGE_KEY: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
                 "image/filename": tf.train.Feature(
                     bytes_list=tf.train.BytesList(value=[os.fsencode(image.name)])
                 ),
-                "image/class/label": tf.train.Feature(
+                LABEL_KEY: tf.train.Feature(
                     int64_list=tf.train.Int64List(value=[labels[image.class_name]])
                 ),
             }

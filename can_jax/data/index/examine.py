@@ -24,7 +24,13 @@ from can_jax.data.decoding.open_image import open_image
 from can_jax.data.formats.records import ParseRecord
 from can_jax.data.formats.webdataset import as_text
 from can_jax.data.sources.indexed import read_example
-from can_jax.data.sources.shards import cut_off, example_parser, scan_shard
+from can_jax.data.sources.shards import (
+    IMAGE_KEY,
+    LABEL_KEY,
+    cut_off,
+    example_parser,
+    scan_shard,
+)
 from can_jax.data.storage.files import STAT_THREADS, size_of
 from can_jax.data.storage.reading import OpenFiles, stop_if_storage_fails
 from can_jax.data.storage.remote import is_remote
@@ -61,8 +67,8 @@ class Plan:
     source: str
     root: str
     verify: str = "decode"
-    image_key: str = "image/encoded"
-    label_key: str | None = "image/class/label"
+    image_key: str = IMAGE_KEY
+    label_key: str | None = LABEL_KEY
     max_pixels: int = 50_000_000
     value_range: Range = None
 

@@ -62,7 +62,7 @@ def open_folder(
     Args:
         path: The path or URL of the folder that contains the data set.
         split: The name of the split, such as `train`.
-        index: The folder of the index; None for the default folder below the images.
+        index: The folder of the index; None for the default folder beside the images.
         cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
         labels: The path of a label list, which replaces the labels derived from folder names; None
             to use folder names.
@@ -299,14 +299,21 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below
-    classes = sorted(set(tops) - {""}) if 2 * tops.count("") < len(tops) else []
+    loose = tops.count("")
+    classes = sorted(set(tops) - {""}) if 2 * loose < len(tops) else []
+    if loose < len(tops) and not classes:
+        logging.warning(
+            "folders such as %s are not treated as classes, since %d of %d images are in no "
+            "folder; to use classes, move every image to a class folder",
+            shown(next(filter(None, tops))), loose, len(tops),
+        )  # fmt: skip
     if len(classes) > 1 and not all(below):
-        _log_no_classes(classes, names)
+        _log_doubtful_classes(classes, names)
     label_of = {name: i for i, name in enumerate(classes)}
     return [label_of.get(top, -1) for top in tops], tuple(classes)
 
 
-def _log_no_classes(classes: list[str], names: list[str]) -> None:
+def _log_doubtful_classes(classes: list[str], names: list[str]) -> None:
     """Log folders that are treated as classes but are probably not classes, such as `images` and
     `masks`, or the folders of splits."""
     inner = {os.path.basename(os.path.dirname(name)) for name in names}

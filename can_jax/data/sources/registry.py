@@ -17,6 +17,8 @@ from can_jax.data.sources.folder import images_of_split, open_folder, split_fold
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.shards import (
+    IMAGE_KEY,
+    LABEL_KEY,
     locate_shards,
     open_tfrecord,
     open_webdataset,
@@ -161,11 +163,28 @@ def _locate_mixture(data: ConfigDict, split: str) -> None:
         (kind.locate or kind.open)(block, block.split or split)
 
 
+def _log_unused(data: ConfigDict, unused: Mapping[str, str | None]) -> None:
+    """Log a warning for each key that the source does not use, unless it has its default.
+
+    Args:
+        data: The config block `data`.
+        unused: The unused keys, each mapped to its default.
+    """
+    for key, default in unused.items():
+        if data[key] and data[key] != default:
+            logging.warning(
+                "config.data.%s=%s is not used with config.data.source=%s",
+                key, data[key], data.source,
+            )  # fmt: skip
+
+
 def _shapes(data: ConfigDict, split: str) -> Source:
+    _log_unused(data, {"index": None})
     return open_shapes(data.shapes_count, data.image_size, data.channels, split)
 
 
 def _arrays(data: ConfigDict, split: str) -> Source:
+    _log_unused(data, {"index": None})
     return open_arrays(data.path, split, data.channels)
 
 
@@ -183,6 +202,7 @@ def _webdataset(data: ConfigDict, split: str) -> Source:
 
 
 def _tfds(data: ConfigDict, split: str) -> Source:
+    _log_unused(data, {"image_key": IMAGE_KEY, "label_key": LABEL_KEY})
     return _cached(data, open_tfds(data.name, data.path, split, data.index, cache_bytes(data)))
 
 

@@ -32,6 +32,7 @@ SCANNERS: dict[str, Callable[[str], ScanResult]] = {
     "webdataset": scan_tar,
 }
 KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # the `kind` of shard for `find_shards`
+IMAGE_KEY, LABEL_KEY = "image/encoded", "image/class/label"  # the default features of TFRecords
 SCAN_THREADS = 16
 NAMED = 3  # damaged shards that a message names
 FIRST_RECORDS = 16  # the first records, at least one of which must hold an image
@@ -42,8 +43,8 @@ def open_tfrecord(
     split: str,
     index: str | None = None,
     cache_bytes: int = 0,
-    image_key: str = "image/encoded",
-    label_key: str | None = "image/class/label",
+    image_key: str = IMAGE_KEY,
+    label_key: str | None = LABEL_KEY,
 ) -> IndexedSource:
     """Open TFRecord shards whose records are `tf.train.Example` messages.
 

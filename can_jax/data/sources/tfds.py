@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from can_jax.data.formats.tfds_files import check_features, check_name
 from can_jax.data.sources.example_table import Table
@@ -50,16 +51,21 @@ def open_tfds(
         data_dir: The TFDS data directory; None for the default of TFDS.
         split: The name of the split, or a split expression such as `train[:90%]`.
         index: The folder of the index; None for the default folder. If ``split`` is a split
-            expression, no index is used.
+            expression, no index is used, and a warning is logged if ``index`` is given.
         cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
     """
     located = locate_tfds(name, data_dir, split)
     table = None
-    if not located.ranges:  # an index may lack records, which an expression counts
+    if not located.ranges:  # a split expression counts all records, but an index may lack some
         table = stored_table("tfrecord", located.root, split, index, located.shards)
     if table is None:
         table = scan_shards("tfrecord", located.root, located.shards)
     if located.ranges:
+        if index:
+            logging.warning(
+                "config.data.index=%s is not used, because the split %s is an expression",
+                index, split,
+            )  # fmt: skip
         table = _selected(table, located)
     table = dataclasses.replace(table, label_names=located.label_names)
     parse = example_parser(located.image_key, located.label_key)

@@ -19,10 +19,10 @@ class _Folder(NamedTuple):
     by name."""
 
     files: list[str]
-    folders: dict[str, "_Way"]
+    folders: dict[str, "_Subfolder"]
 
 
-class _Way(NamedTuple):
+class _Subfolder(NamedTuple):
     """A directory entry that leads to a folder: the real path of the folder, and whether the entry
     is a symbolic link."""
 
@@ -34,20 +34,22 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the root and each visible folder below it, each with the names of its visible files.
 
     Symbolic links to folders are followed, but at most `NESTED_LINKS` links on one path. Folders
-    that cannot be read are logged, and their content is left out.
+    behind more links, and folders that cannot be read, are logged and left out.
 
-    A link that is part of a cycle is followed only if its target was not reached in another way. A
-    link to a folder that contains the link, directly or at any depth, is not followed.
+    A link that is part of a cycle is followed only if its target was not reached by another path,
+    and does not count as a nested link. A link to a folder that contains the link, directly or at
+    any depth, is not followed.
     """
     start = os.path.realpath(root)
     contents, unreadable = _scan(start)
     if unreadable:
         logging.warning(
-            "%s: %d of its subfolders cannot be read and are left out: %s",
+            "%s: %d folders cannot be read and are left out: %s",
             shown(root), len(unreadable), some(unreadable),
         )  # fmt: skip
-    component = _circles(start, contents)
+    component = _components(start, contents)
     visited: set[str] = set()
+    too_deep: list[tuple[str, str]] = []
     later = [(root, start)]
     for path, real in later:  # grows while it is walked
         if real in visited:
@@ -57,12 +59,19 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
             path, real, links = todo.pop()
             visited.add(real)
             yield path, contents[real].files
-            for name, way in contents[real].folders.items():
+            for name, folder in contents[real].folders.items():
                 inner = os.path.join(path, name)
-                if way.link and component[way.real] == component[real]:
-                    later.append((inner, way.real))
-                elif links + way.link <= NESTED_LINKS:
-                    todo.append((inner, way.real, links + way.link))
+                if folder.link and component[folder.real] == component[real]:
+                    later.append((inner, folder.real))
+                elif links + folder.link <= NESTED_LINKS:
+                    todo.append((inner, folder.real, links + folder.link))
+                else:
+                    too_deep.append((inner, folder.real))
+    if left_out := [inner for inner, real in too_deep if real not in visited]:
+        logging.warning(
+            "%s: %d folders behind more than %d nested symbolic links are left out: %s",
+            shown(root), len(left_out), NESTED_LINKS, some(left_out),
+        )  # fmt: skip
 
 
 def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
@@ -96,7 +105,7 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
             target = os.path.realpath(entry.path) if link else entry.path
             if link and f"{real}/".startswith(f"{target.rstrip('/')}/"):
                 continue  # the link leads to this folder or to one above it
-            folder.folders[entry.name] = _Way(target, link)
+            folder.folders[entry.name] = _Subfolder(target, link)
             todo.append(target)
     return contents, unreadable
 
@@ -115,7 +124,7 @@ def is_folder_entry(entry: os.DirEntry) -> bool:
         return False
 
 
-def _circles(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
+def _components(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
     """Return a number for each folder; folders that can be reached from each other have the same
     number.
 
@@ -126,7 +135,7 @@ def _circles(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
     lowest: dict[str, int] = {}
     component: dict[str, int] = {}
     stack: list[str] = []
-    path: list[tuple[str, Iterator[_Way]]] = []
+    path: list[tuple[str, Iterator[_Subfolder]]] = []
 
     def enter(real: str) -> None:
         order[real] = lowest[real] = len(order)
@@ -135,13 +144,13 @@ def _circles(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
 
     enter(start)
     while path:
-        real, ways = path[-1]
-        for way in ways:
-            if way.real not in order:
-                enter(way.real)
+        real, folders = path[-1]
+        for folder in folders:
+            if folder.real not in order:
+                enter(folder.real)
                 break
-            if way.real not in component:
-                lowest[real] = min(lowest[real], order[way.real])
+            if folder.real not in component:
+                lowest[real] = min(lowest[real], order[folder.real])
         else:
             path.pop()
             if path:
