@@ -111,9 +111,9 @@ def test_folders_and_records(tmp_path, prepare):
     prepare(tmp_path / "folders", tmp_path / "out")
     assert len(contents(tmp_path / "out", "train")) == 12
     write_tfrecord(tmp_path / "records" / "train-00000-of-00001", list(TRAIN.values()))
-    assert "nothing is written to" not in prepare(tmp_path / "records")
+    assert "is not used" not in prepare(tmp_path / "records")
     printed = prepare(tmp_path / "records", tmp_path / "unused")
-    assert f"are indexed in place, and nothing is written to {tmp_path / 'unused'}" in printed
+    assert f"which are indexed in place: {tmp_path / 'unused'} is not used" in printed
     assert open_tfrecord(str(tmp_path / "records"), "train").examples == 12
 
 

@@ -53,7 +53,7 @@ def test_damaged_header_costs_one_record(tmp_path, place, zipped, caplog):
     third, fourth = offsets(path)[2:4]
     damage(path, third + place)
     found = scan_tfrecord(str(path))
-    told = f"no valid TFRecord at byte {third} to {fourth}, which is skipped"
+    told = f"no valid TFRecord at bytes {third} to {fourth}, which are skipped"
     assert len(found.offset) == 6 and told in found.problem
     if zipped:
         path.write_bytes(gzip.compress(path.read_bytes()))
@@ -69,7 +69,7 @@ def test_hole_of_zeros_longer_than_a_search(tmp_path):
     hole = bytes(SEARCH - 5 + third)
     path.write_bytes(content[:third] + hole + content[third:])
     found = scan_tfrecord(str(path))
-    assert len(found.offset) == 7 and f"byte {third} to {third + len(hole)}" in found.problem
+    assert len(found.offset) == 7 and f"bytes {third} to {third + len(hole)}" in found.problem
     assert [image for image, _ in read_tfrecord(str(path), PARSE, set())] == IMAGES
 
 

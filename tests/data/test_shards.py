@@ -77,7 +77,7 @@ def test_damaged_length_costs_one_record(tmp_path):
     found = scan_tfrecord(str(tmp_path / "a"))
     fourth = third + 16 + len(example(CONTENTS[2]))
     assert len(found.offset) == 6
-    assert f"no valid TFRecord at byte {third} to {fourth}, which is skipped" in found.problem
+    assert f"no valid TFRecord at bytes {third} to {fourth}, which are skipped" in found.problem
 
 
 @pytest.mark.parametrize("suffix", ["tfrecord", "tar"])

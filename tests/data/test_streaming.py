@@ -166,7 +166,7 @@ def test_what_cannot_be_streamed_is_said_before(tmp_path, contents, caplog):
     assert f"config.data.index={tmp_path} is not used with config.data.streaming" in caplog.text
     for path in tmp_path.iterdir():
         path.write_bytes(b"no record")
-    with pytest.raises(UserError, match="no image in any of 3 shards"):
+    with pytest.raises(UserError, match="no image in the first 16 records of any of 3 shards"):
         open_stream(config.data, "train")
     with pytest.raises(UserError, match="only tfrecord and webdataset can be streamed"):
         small_config(data__streaming=True)

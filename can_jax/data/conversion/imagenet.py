@@ -87,10 +87,7 @@ def write_imagenet(
         raise UserError(f"{root} is not a folder; see --help for its required content")
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
         if target is not None:
-            print(
-                f"{root} contains TFRecords: they are indexed in place, and nothing is written to "
-                f"{target}"
-            )
+            print(f"{root} contains TFRecords, which are indexed in place: {target} is not used")
         _index_records(str(root), workers)
         return
     if target is not None:
@@ -211,8 +208,7 @@ def find_val(root: Path) -> list[Image]:
 
 
 def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
-    """Return the validation images, which must be sorted by name, with the labels of the
-    development kit.
+    """Return the validation images, given in the order of their names, with the kit's labels.
 
     Raises:
         UserError: The numbers of labels and of images differ.
@@ -347,8 +343,8 @@ def write_shards(
         workers: The processes that write the shards; by default only this process.
 
     Raises:
-        UserError: The disk has too little free space, or the folder contains shards of other
-            images, or of the same images in another order.
+        UserError: The disk has too little free space, or the folder contains shards that differ in
+            their images, their order or their number.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
@@ -393,14 +389,11 @@ def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None
     with replacing(path) as unfinished, tf.io.TFRecordWriter(str(unfinished)) as writer:
         for image in images:
             content = files.get(image.path, str).read(image.offset, image.length)
+            name, label = os.fsencode(image.name), labels[image.class_name]
             feature = {
                 IMAGE_KEY: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
-                "image/filename": tf.train.Feature(
-                    bytes_list=tf.train.BytesList(value=[os.fsencode(image.name)])
-                ),
-                LABEL_KEY: tf.train.Feature(
-                    int64_list=tf.train.Int64List(value=[labels[image.class_name]])
-                ),
+                "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name])),
+                LABEL_KEY: tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(example.SerializeToString(deterministic=True))

@@ -18,7 +18,7 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_PIXELS = 50_000_000  # the default limit on width times height
-TEXT = 2**20  # bytes of text before a GIF's first image; Pillow's own limit for one text of a PNG
+TEXT = 2**20  # the maximum bytes of text before a GIF's first image, Pillow's limit for PNG texts
 
 
 @functools.cache
@@ -78,7 +78,8 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.
             Pillow raises exceptions of many types.
     """
     _check_text(encoded)
-    for width, height in _stated_sizes(encoded):  # Pillow allocates these while it opens a file
+    # Pillow allocates images of these sizes while it opens a file.
+    for width, height in _stated_sizes(encoded):
         _check_size(width, height, max_pixels)
     with _LIMIT.at_least(max_pixels), _identified(encoded) as image:
         _check_size(image.width, image.height, max_pixels)
@@ -86,7 +87,8 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.
 
 
 def _identified(encoded: bytes) -> Image.Image:
-    """Return the image that Pillow opens, with an error that names the formats if it opens none."""
+    """Return the image that Pillow opens. The error for an unsupported format lists the supported
+    formats."""
     try:
         return Image.open(io.BytesIO(encoded), formats=_known())
     except Image.UnidentifiedImageError:
@@ -141,4 +143,4 @@ def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
                 yield struct.unpack(">II", header[16:24])
             else:
                 width, height = struct.unpack("<ii", header[4:12])
-                yield abs(width), abs(height) // 2  # the height counts colors and mask
+                yield abs(width), abs(height) // 2  # the height includes that of the mask

@@ -17,8 +17,8 @@ class Stored(NamedTuple):
     Attributes:
         bits: The number of bits per channel.
         deep: Whether Pillow returns more than the upper 8 bits of each value.
-        dtype: The correct dtype of the values, if Pillow returns them as another one of the same
-            size; None if Pillow's dtype is correct.
+        dtype: The correct dtype of the values, if Pillow returns another dtype of the same size;
+            None if Pillow's dtype is correct.
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
             bits a channel.
         maximum: The largest value that the file can hold. Pillow scales this maximum to 65535 if

@@ -88,7 +88,8 @@ def choose_and_hold_out(
         source: The data source from which to select examples.
         split: The name of the split, such as `train`.
         counts: The maximum numbers of training and test examples to select; None for no maximum.
-        share: The maximum fraction of the labeled examples to hold out, above 0 and below 1.
+        share: The maximum fraction of the labeled examples to hold out, above 0 and below 1. At
+            least one example is held out.
         seed: The seed that selects the held-out examples.
         notes: The list of notes for the user, in which the caller gives the reason for holding out.
             A note with the number of held-out examples is appended to the list.

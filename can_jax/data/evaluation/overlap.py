@@ -10,8 +10,8 @@ from can_jax.data.sources.labels import Labels, Numbers
 from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.utils.errors import UserError
 
-SAMPLE = 256  # test examples whose content is compared
-CANDIDATES = 2048  # the maximum number of training examples read for that comparison
+SAMPLE = 256  # the maximum number of test files whose content is compared
+CANDIDATES = 2048  # the maximum number of training files read for this comparison
 HASHED_BYTES = 10**9  # the maximum bytes of an in-memory array that are hashed
 
 

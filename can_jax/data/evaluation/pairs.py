@@ -96,7 +96,7 @@ def open_pair(
             consists of the training files.
         counts: The maximum numbers of training and test examples to select, evenly spread; None for
             all.
-        share: The maximum fraction of the training split's examples to hold out.
+        share: The maximum fraction of the training split to hold out; see `choose_and_hold_out`.
         seed: The seed that selects the held-out examples.
         train: The source of the training split if it is open already; None to open it.
 
@@ -115,7 +115,7 @@ def open_pair(
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
     held = other is None or (same and not chosen)
     if other is None or held:
-        if not 0 < share < 1:  # stored by an older version of the package
+        if not 0 < share < 1:  # an older version of the package allowed such values
             raise UserError(
                 f"there is no test split besides {data.split!r}, and config.probe.held_out={share} "
                 "is not between 0 and 1: set config.data.held_out or config.data.test_split"

@@ -9,7 +9,8 @@ from can_jax.data.formats.scan import ScanResult, found, name_gaps
 from can_jax.data.formats.tar import compressed_problem, compression_of
 from can_jax.data.storage.reading import open_random
 
-HEADER, FOOTER = 12, 4  # bytes before the content, length and checksum; and after it, checksum
+HEADER = 12  # bytes before the content of a record: its length, and a checksum of the length
+FOOTER = 4  # bytes after the content: its checksum
 SEARCH = 2**20  # bytes searched for the next record at once
 WRONG_SUM = "the checksum of the record is wrong"
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
@@ -46,7 +47,8 @@ def scan_tfrecord(path: str) -> ScanResult:
     """Return the byte range of every complete record with a valid header in an uncompressed
     TFRecord file.
 
-    The checksum of a record's content is not verified here but when the record is read.
+    The checksum of a record's content is not verified. `intact_content` verifies it when the record
+    is read.
     """
     file = open_random(path)
     offsets: list[int] = []
@@ -91,8 +93,8 @@ class Problems:
     def __str__(self) -> str:
         phrases = []
         if self.gaps:
-            ranges = name_gaps(self.gaps, "byte {} to {}".format)
-            phrases.append(f"has no valid TFRecord at {ranges}, which is skipped")
+            ranges = name_gaps(self.gaps, "bytes {} to {}".format)
+            phrases.append(f"has no valid TFRecord at {ranges}, which are skipped")
         return "; it ".join([*phrases, *filter(None, [self.ending])])
 
 

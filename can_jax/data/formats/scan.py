@@ -17,7 +17,8 @@ class ScanResult(NamedTuple):
         offset: The byte offset of each example in the file.
         length: The length of each example in bytes.
         label: The label of each example; -1 if it is unknown or stored within a TFRecord.
-        problem: A phrase that describes the damage of the shard, or None if it is intact.
+        problem: A phrase that says why the shard cannot be read completely, such as damage or
+            compression; None for an intact shard.
         unused: The number of tar members that are not used, by kind.
     """
 

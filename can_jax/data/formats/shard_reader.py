@@ -46,8 +46,8 @@ class _Ahead:
         self.place = 0
 
     def holds(self, length: int, back: int = 0) -> bool:
-        """Return whether the stream contains ``length`` bytes from the position ``back`` bytes
-        before the next byte.
+        """Return whether the stream contains ``length`` bytes, counted from ``back`` bytes before
+        the next byte.
 
         Bytes that are not buffered yet are read into the buffer.
         """
@@ -119,7 +119,8 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
     log = _Log(path, reported)
     try:
         with open_file(path) as file:
-            # A record's length can look like the first bytes of zlib; its checksum cannot.
+            # A file whose first header has a valid checksum is not compressed, even if the record's
+            # length looks like the first bytes of zlib.
             plain = record_length(file.peek(HEADER)[:HEADER]) is not None
             stream = _Ahead(file if plain else expanded(file))
             while header := stream.read(HEADER):
@@ -142,7 +143,7 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
                     log(f" is truncated or damaged at byte {start}")
                     break
                 log.place(
-                    f" has no valid TFRecord at byte {start} to {stream.place}, which is skipped"
+                    f" has no valid TFRecord at bytes {start} to {stream.place}, which are skipped"
                 )
     except UserError:
         raise

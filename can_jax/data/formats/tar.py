@@ -99,7 +99,7 @@ def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
     """Return the member that the header of a regular file in the usual notation describes, or None.
 
     `tarfile` parses any header, but takes several times as long, which limits the rate of a stream.
-    The fields that it would set beyond name, size and checksum have their defaults.
+    Only name, size and checksum are set; the other fields have their default values.
 
     Args:
         cls: The class of the member.
@@ -174,10 +174,11 @@ class Members:
         self._gaps: list[tuple[int, int]] = []
         self._zeros: list[tuple[int, int]] = []  # gaps that may be padding
         self._ending: str | None = None
-        self._damaged = False  # since the last member
+        self._damaged = False  # whether a header after the last member was invalid
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        start, end = 0, 0  # of the current one of several concatenated tars; end of its last member
+        start = 0  # the start of the current tar, since a file can hold several concatenated tars
+        end = 0  # the end of its last member
         while (member := self._next()) is not None:
             if member.offset > end:
                 mark = 2 * BLOCK  # bytes of zeros that end every tar
@@ -242,13 +243,14 @@ class Members:
         offset."""
         file, offset = self.tar.fileobj, self.tar.offset
         if file.tell() >= offset:
-            return bool(file.tell() == offset)  # beyond it, the file ends within a block
+            # A position beyond the offset means that the file ends within a block.
+            return bool(file.tell() == offset)
         file.seek(offset - 1)
         return bool(file.read(1))
 
     def _is_padded(self, start: int, end: int, after: int) -> bool:
-        """Return whether zeros between two concatenated tars merely pad the first to a multiple of
-        a usual tar record size."""
+        """Return whether zeros between two concatenated tars only pad the first tar to a multiple
+        of a usual record size of `tar`."""
         padding = after - end
         return not padding or any(
             padding < record and (after - start) % record == 0 for record in RECORDS

@@ -1,5 +1,5 @@
-"""The index builder: it writes a table of all usable examples, and lists those that are undecodable
-or duplicates."""
+"""The index builder, which writes a table of all usable examples, and lists of the undecodable and
+the duplicate examples."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ PROGRESS_SECONDS = 10
 
 # Lists that are written beside an index.
 UNDECODABLE, CUT_OFF = "undecodable.txt", "cut_off.txt"
-# Errors of a folder that cannot be written, whatever it is to hold.
+# Errors that mean that the output folder cannot be written.
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT,
 )  # fmt: skip

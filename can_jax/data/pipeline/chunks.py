@@ -1,8 +1,8 @@
 """The tf.data part of the input pipeline, which reads, decodes and crops images in chunks.
 
 One thread of tf.data decodes and crops a chunk of up to 64 images. Cropping and decoding run Python
-only to read EXIF orientations, and for images that TensorFlow cannot decode. An image that
-TensorFlow cannot decode is decoded by Pillow, or replaced by another image if Pillow fails as well.
+only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow decodes these
+images; if Pillow fails as well, another image replaces the undecodable one in training.
 """
 
 import functools
@@ -97,8 +97,10 @@ def batches(
 def reads(source: Source, pairs: Any, rows: int, threads: int | None) -> Any:
     """Return a `tf.data.Dataset` that reads the images that `batches` reads, and decodes none.
 
+    Unlike `batches`, it does not read chunks of a remote source ahead.
+
     Returns:
-        A data set of int64 arrays (rows,), the bytes of the images of each batch.
+        A data set of int64 arrays (rows,), the sizes in bytes of the images of a batch.
     """
 
     def chunk(positions: Any, examples: Any) -> Any:
@@ -374,7 +376,7 @@ class Repair:
             try:
                 return self._from_bytes(encoded, position).numpy()
             except (tensorflow().errors.OpError, UnicodeDecodeError):
-                pass  # the second is raised for error messages that quote bytes of the file
+                pass  # UnicodeDecodeError is raised for messages that quote bytes of the file
         try:
             image = pillow_pixels(
                 encoded, views.channels, views.max_pixels, views.exif, views.value_range

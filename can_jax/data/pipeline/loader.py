@@ -21,7 +21,8 @@ def open_loader(
     """Return a loader of the training batches from ``first_step`` on.
 
     Args:
-        config: The resolved configuration; `data`, `augment`, `batch_size` and `seed` are used.
+        config: The resolved configuration; `data`, `augment`, `batch_size`, `seed` and
+            `objective.contrastive.exclude_copies` are used.
         source: The random-access source or the stream of shards to read.
         mesh: The device mesh over which batches are split.
         first_step, total_steps: The first step to load, and the total number of steps of the run.

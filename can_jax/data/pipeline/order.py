@@ -29,9 +29,9 @@ class Order:
     Attributes:
         seed: The seed of all permutations; any integer.
         sizes: The number of examples in each part.
-        weights: The relative sampling weight of each part, above 0. A part's fraction of the stream
-            differs from its normalized weight by at most about 1 / `CYCLE`. The smallest possible
-            fraction is about 1 / `CYCLE`.
+        weights: The relative sampling weight of each part, above 0. In a cycle of about `CYCLE`
+            positions, a part has its normalized weight times `CYCLE` positions, rounded up or down,
+            but at least one.
         version: The version of the ordering algorithm, by default `VERSION`, the newest.
 
     Raises:

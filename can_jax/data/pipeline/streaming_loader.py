@@ -48,8 +48,8 @@ from can_jax.utils.tensorflow import tensorflow
 # records of the group; and the number of examples of the window already used.
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
-SPARES = 16  # the minimum number of substitutes for a broken image, if the window has as many
-NOTHING = 2**30  # the `attempt` of a row if no image of its chunk can be decoded
+SPARES = 16  # images from which a substitute is chosen: at least 16, if the window has as many
+NOTHING = 2**30  # the `attempt` of a row if no image and no substitute of its chunk can be decoded
 
 
 class Windowed(NamedTuple):
@@ -59,7 +59,7 @@ class Windowed(NamedTuple):
         group: The index of the first shard of the group that is read concurrently.
         position: The index of the record among the interleaved records of the group.
         shard: The index of the record's shard.
-        record: The record itself, whose own ``shard`` counts from the first shard of the group.
+        record: The record itself. Its attribute ``shard`` counts from the first shard of the group.
     """
 
     group: int
@@ -189,7 +189,8 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
     paths = [os.path.join(root, name) for name in names]
     if len(paths) < jax.process_count():
         raise UserError(
-            f"{len(paths)} shards in {root} are too few for {jax.process_count()} processes"
+            f"{len(paths)} shards in {root} are too few for {jax.process_count()} processes: use "
+            "fewer processes, or divide the data into more shards"
         )
     read = shards.reader(data)
     for path in paths:
@@ -199,7 +200,8 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
         if first and shards.no_image:
             raise UserError(f"{path} {shards.no_image.format(**data)}")
     raise UserError(
-        f"no image in any of {len(paths)} shards, such as {paths[0]}: check config.data.path"
+        f"no image in the first {FIRST_RECORDS} records of any of {len(paths)} shards, such as "
+        f"{paths[0]}: check config.data.path"
     )
 
 

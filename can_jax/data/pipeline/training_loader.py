@@ -1,5 +1,5 @@
-"""Loaders of training batches. In each process, tf.data produces a part of the rows of a batch, and
-the parts become globally sharded arrays."""
+"""Loaders of training batches. In each process, tf.data produces some rows of every batch. The rows
+of all processes together form globally sharded arrays."""
 
 import functools
 import math
@@ -29,7 +29,8 @@ from can_jax.utils.tensorflow import tensorflow
 
 # The number of examples tried at a position of the stream before the run stops with an error.
 DECODE_ATTEMPTS = 16
-ORDERED = 4096  # positions whose examples are computed at once, at 16 times the rate of 64 at once
+# The number of positions whose examples are computed at once, 16 times as fast as 64 at once.
+ORDERED = 4096
 SHARE_ERROR = 0.05  # relative error of a mixture's share above which it is logged
 AHEAD = 2  # batches loaded and transferred ahead of the training step
 NAMED = 1000  # undecodable files logged by name; further ones are only counted
@@ -157,7 +158,7 @@ class Loader(Iterator[Batch]):
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [chunks.elements(dataset)]
-        # Clearing stops tf.data's reader threads at exit; otherwise they and Python would hang.
+        # Clearing the list stops tf.data's reader threads, which would otherwise hang at exit.
         weakref.finalize(self, batches.clear)
         self._load = functools.partial(_place_next, batches, share, contents)
         self._thread = ThreadPoolExecutor(1)
@@ -184,7 +185,7 @@ class Loader(Iterator[Batch]):
     @property
     def place(self) -> list[int]:
         """The position of this process in its stream, as a list of ints; empty if the step
-        determines it."""
+        determines the position."""
         return []
 
     def account(self, host: dict[str, np.ndarray]) -> None:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from can_jax.data.formats.shard_reader import Read
 
-BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # limits of the records that a thread hands over
-BLOCKS = 2  # the maximum number of blocks of a shard that wait in memory
+BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # a block of records is complete at either limit
+BLOCKS = 2  # the maximum number of blocks in the queue of a shard
 POLL = 0.2  # seconds after which a waiting thread checks whether its shard is still needed
 
 

@@ -153,8 +153,8 @@ class RandomViews(Views):
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """Return the views of an encoded image, which is decoded once.
 
-        It is decoded at the smallest sufficient resolution for bilinear crops, and at its own for
-        bicubic ones.
+        For bilinear crops, a JPEG is decoded at the lowest sufficient resolution. For bicubic
+        crops, and in other formats, an image is decoded at its full resolution.
 
         Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
         """

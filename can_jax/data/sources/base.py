@@ -54,7 +54,7 @@ class Source(abc.ABC):
     def read_block(self, examples: Examples) -> Block:
         """Return the encoded images and labels that ``read`` returns, in one buffer.
 
-        A subclass can override it to read into the buffer.
+        A subclass can override this method to read directly into the buffer.
         """
         return pack(*self.read(examples))
 
@@ -87,8 +87,8 @@ class Source(abc.ABC):
         return {}
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
-        """Return the size of some encoded images in bytes; None if that would require reading
-        them."""
+        """Return the size of each encoded image in bytes, -1 if unknown; None if it would take long
+        to determine the sizes."""
         return None
 
     def fingerprint(self) -> Fingerprint:
@@ -190,8 +190,8 @@ class ArraySource(Source):
         return len(self.images)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return images encoded by `encode_array`, and their labels; used if the source is part of
-        a mixture."""
+        """Return images encoded by `encode_array`, and their labels. A mixture reads its parts
+        with this method."""
         return [encode_array(self.images[i]) for i in examples], self.labels[examples]
 
     def describe(self, example: int) -> str:

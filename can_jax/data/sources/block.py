@@ -9,19 +9,19 @@ from jaxtyping import Int, UInt8
 
 from can_jax.utils.tensorflow import tensorflow
 
-ALIGNMENT = 64  # bytes; TensorFlow copies an array of NumPy that is aligned to less
+ALIGNMENT = 64  # bytes; TensorFlow copies a NumPy array with a smaller alignment
 
 
 class Block(NamedTuple):
     """The encoded images of some examples, and their labels.
 
-    A buffer costs the interpreter less than an object per image. Reading into it and copying out of
-    it also release the GIL, so that other threads can run Python meanwhile.
+    A buffer costs the interpreter less than an object per image. Reading into the buffer and
+    copying out of it release the GIL, so that other threads can run Python meanwhile.
 
     Attributes:
         data: The buffer that holds the images, uint8 (bytes,).
         start: The offset in ``data`` of each image, int64 (images,).
-        length: The bytes of each image, int64 (images,); 0 for a damaged record.
+        length: The length of each image in bytes, int64 (images,); 0 for a damaged record.
         labels: The label of each image, int32 (images,); -1 if unknown.
     """
 
@@ -53,8 +53,8 @@ def merge(blocks: Sequence[Block], rows: Sequence[np.ndarray]) -> Block:
 
     Args:
         blocks: The blocks to merge, at least one.
-        rows: For each block, the index in the result of each of its images. Together, the arrays
-            hold each index once.
+        rows: For each block, the indices that its images have in the result. Together, the arrays
+            contain every index exactly once.
     """
     order = np.argsort(np.concatenate(rows))
     ends = np.cumsum([len(block.data) for block in blocks])
@@ -72,7 +72,7 @@ def merge(blocks: Sequence[Block], rows: Sequence[np.ndarray]) -> Block:
 def read_tensors(read_block: Callable[[np.ndarray], Block], examples: Any) -> Block:
     """Return a block of tensors with the encoded images and the labels of the given examples.
 
-    TensorFlow takes over the arrays of the block without a copy.
+    TensorFlow takes over the buffer of the block without a copy.
     """
     tf = tensorflow()
     types = (tf.uint8, tf.int64, tf.int64, tf.int32)
@@ -88,7 +88,7 @@ def image_in(data: Any, start: Any, length: Any) -> Any:
         start, length: The byte range of the image, int64 scalars.
     """
     tf = tensorflow()
-    # TensorFlow has no operation from bytes to a string. A serialized tensor ends with its bytes:
-    # `tensor_content` is the last field that is set in its protocol buffer.
+    # TensorFlow has no operation that converts a uint8 tensor to a string. A serialized tensor ends
+    # with its bytes: `tensor_content` is the last field that is set in its protocol buffer.
     serialized = tf.io.serialize_tensor(data[start : start + length])
     return tf.strings.substr(serialized, -length, length)

@@ -13,7 +13,7 @@ from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError
 
 MOST = 20_000  # the maximum number of files whose names are examined
-LOOKED = 64  # the maximum number of images whose paths are returned
+SAMPLE = 64  # the maximum number of images whose paths are returned
 
 
 class Kind(NamedTuple):
@@ -23,7 +23,7 @@ class Kind(NamedTuple):
         source: The value of ``data.source`` that reads the data.
         images: The number of image files among the first `MOST` files of a folder; 0 for a single
             file or a pattern.
-        files: The paths of up to `LOOKED` image files.
+        files: The paths of up to `SAMPLE` image files.
     """
 
     source: str
@@ -53,7 +53,7 @@ def kind_of(path: str) -> Kind:
             kind = "folder"
         counts[kind] += 1
         if kind == "folder":
-            if len(images) < LOOKED:
+            if len(images) < SAMPLE:
                 images.append(file)
         elif not kind:
             others.append(name)

@@ -28,7 +28,7 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
 
 NAMED = 1000  # unreadable examples logged by name
-SIZED = 10_000  # about as many examples are sampled to estimate the total size of all
+SIZED = 10_000  # to estimate the total size, 10,000 to 20,000 examples are sampled, or all if fewer
 USUAL = 100_000  # the assumed bytes of an image, where no size is known
 STATED = 200_000  # the maximum number of files whose sizes `byte_sizes` requests
 # Concurrent reads from remote stores: at 100 ms each, enough for 5,000 images a second.
@@ -168,7 +168,8 @@ class IndexedSource(Source):
     def read_block(self, examples: Examples) -> Block:
         """Return the encoded images of some examples, and their labels, in one buffer.
 
-        From local shards, this reads into the buffer, with a few microseconds of Python an image.
+        Images in local shards are read directly into the buffer, which takes a few microseconds of
+        Python per image.
 
         Raises:
             UserError: A file cannot be read, even after retries; see `read`.

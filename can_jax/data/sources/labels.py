@@ -127,8 +127,8 @@ class Classes:
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def alike(self) -> str:
-        """Return a phrase that names two classes whose names differ only in case, blanks or
-        slashes, or ""."""
+        """Return a phrase that names two classes whose names differ only in case, surrounding
+        blanks or surrounding slashes, or ""."""
         seen: dict[str, str] = {}
         for name in self.names:
             if (other := seen.setdefault(_folded(name), name)) != name:

@@ -21,7 +21,7 @@ def digest_of_columns(*columns: np.ndarray) -> str:
         rows = max(1, BLOCK // max(1, column[:1].nbytes))
         for start in range(0, len(column), rows):
             block = column[start : start + rows]
-            # Bytes are not widened to eight times their size, and uint64 is not copied.
+            # Bytes are not widened to eight times their size, and uint64 needs no conversion.
             narrow = block.dtype in (np.uint8, np.uint64)
             digest.update((block if narrow else block.astype(np.int64)).tobytes())
     return digest.hexdigest()

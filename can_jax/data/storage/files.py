@@ -37,7 +37,7 @@ def size_of(path: str) -> int:
     Read permission for the file is not needed.
 
     Raises:
-        UserError: Reading the size of a file fails with an I/O error, even after retries.
+        UserError: Reading the size fails with an I/O error, even after retries.
         OSError: The file does not exist, or access to its folder is denied.
     """
     try:

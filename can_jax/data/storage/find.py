@@ -25,7 +25,7 @@ from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError
 
 WILD = re.compile(r"[*?\[]")
-MOST_BRACKETS = 8  # in a name with fewer brackets, literal readings of them are tried
+MOST_BRACKETS = 8  # a name with fewer opening brackets is also matched with literal brackets
 COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$")
 RECORDS = re.compile(r"tfrec|-\d{5}-of-\d{5}")
 # Files beside TFRecords, or numbered like them, that are not TFRecords.
@@ -41,11 +41,11 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
     Args:
         path: A shard, a pattern, a folder, or several of these joined by `::`. A pattern can
             contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. A pattern
-            whose last part is `*` selects only files with the names of shards. The
-            placeholder `{split}` stands for any spelling of the split. Square brackets are literal
-            if a file or folder with these brackets in its name exists. A folder stands for the
-            shards in its subfolder named after the split. A folder without a subfolder of the split
-            stands for the shards in it whose names contain the split; see `choose_files`.
+            whose last part is `*` selects only files with the names of shards, if it matches any.
+            The placeholder `{split}` stands for any spelling of the split. Square brackets are
+            literal if a file or folder with these brackets in its name exists. A folder stands for
+            the shards in its subfolder named after the split. A folder without a subfolder of the
+            split stands for the shards in it whose names contain the split; see `choose_files`.
         split: The name of the split, such as `train`.
         kind: The kind of shard, `tfrecord` or `tar`.
         compressed: Whether to include the compressed tars of a folder.
@@ -182,7 +182,7 @@ def _matching_shards(pattern: str, kind: str) -> list[str]:
     """Return the files that match a path or pattern.
 
     If the last part of the pattern is `*`, files that do not have the name of a shard are left out,
-    unless none has.
+    unless no file has the name of a shard.
     """
     files = matches(pattern)
     if os.path.basename(pattern) != "*":
@@ -222,7 +222,8 @@ def _no_shard(folder: str, kind: str, split: str) -> str:
 
 
 def _relative(paths: list[str]) -> list[str]:
-    """Return paths relative to the deepest folder that contains all of them."""
+    """Return local paths relative to the deepest folder that contains all of them, or URLs without
+    their scheme."""
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])
     start = len(shared.rstrip("/")) + 1 if not is_remote(paths[0]) else 0
     return [path[start:] if start else path.split("://", 1)[1] for path in paths]

@@ -194,7 +194,7 @@ class LocalFile:
             file.seek(offset)
             return file.read(length) or b""
 
-    _close = staticmethod(os.close)  # at exit, Python may clear `os` before it deletes a file
+    _close = staticmethod(os.close)  # at exit, Python may clear `os` before it deletes this object
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:

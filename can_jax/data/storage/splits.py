@@ -233,7 +233,8 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
     if names and not chosen:
         raise UserError(
             f"there is no folder {shown(os.path.join(path, split))} for the split {split!r}; "
-            f"{shown(path)} has {_overview({n: splits[os.path.dirname(n)] for n in names})}"
+            f"{shown(path)} has {_overview({n: splits[os.path.dirname(n)] for n in names})}; "
+            f"{SET_SPLIT}"
         )
     left_out = sorted(set(names) - set(chosen)) if len(chosen) < len(names) else []
     _log_left_out(path, left_out, split)
