@@ -25,8 +25,8 @@ CHANGES = {
     "seed": ("seed",),
     "batch_size": ("batch_size",),
     "data": (
-        "data.source", "data.name", "data.split", "data.streaming", "data.window", "data.image_key",
-        "data.options",
+        "data.source", "data.name", "data.split", "data.streaming", "data.window",
+        "data.shards_at_once", "data.image_key", "data.options",
     ),
 }  # fmt: skip
 

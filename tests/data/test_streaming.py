@@ -18,6 +18,8 @@ from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from can_jax.checkpoint.resume import check_changes
+from can_jax.config.resolve import to_json
 from can_jax.data.pipeline import chunks
 from can_jax.data.pipeline.loader import open_loader
 from can_jax.data.pipeline.streaming_loader import (
@@ -83,6 +85,22 @@ def test_another_number_of_processes_begins_the_next_epoch(caplog):
     assert resumed([[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]], 0, 3) == (5, 0, 0, 0)
     assert "is from 2 processes, but this run has 3: streaming resumes at epoch 5" in caplog.text
     assert resumed(None, 0, 1) == START
+
+
+def test_run_that_has_not_streamed_before_starts_at_the_first_epoch(caplog):
+    assert resumed([[9, 1], [9, 0]], 1, 2) == resumed([[9, 1], [9, 0]], 0, 3) == START
+    assert "has not streamed its data before: streaming starts at epoch 0" in caplog.text
+
+
+def test_other_number_of_concurrent_shards_is_refused(tmp_path):
+    """The position in the stream counts records of the shards that are read concurrently."""
+    streamed = {
+        "data__source": "tfrecord", "data__path": str(tmp_path), "data__streaming": True,
+        "data__examples": 9,
+    }  # fmt: skip
+    stored = to_json(small_config(**streamed))
+    with pytest.raises(UserError, match="data.shards_at_once=2, but this run was trained with 8"):
+        check_changes(small_config(**streamed, data__shards_at_once=2), stored)
 
 
 @pytest.fixture

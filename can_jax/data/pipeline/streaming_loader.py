@@ -257,8 +257,15 @@ class StreamingLoader(Loader):
 
 def resumed(states: States | None, process: int, processes: int) -> tuple[int, ...]:
     """Return the stream position at which a process resumes, given the states of all processes from
-    the checkpoint."""
+    the checkpoint.
+
+    The stream starts at its first epoch if the checkpoint has no position in a stream, because the
+    run has read its data by random access before.
+    """
     if not states:
+        return START
+    if len(states[0]) == 2:
+        logging.warning("the run has not streamed its data before: streaming starts at epoch 0")
         return START
     if len(states) == processes:
         return tuple(states[process][2:])
