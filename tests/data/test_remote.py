@@ -5,6 +5,7 @@ import shutil
 import socket
 import sys
 import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import obstore
@@ -17,7 +18,7 @@ from can_jax.data.pipeline.training_loader import host_batches
 from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.registry import open_source
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
-from can_jax.data.storage import remote
+from can_jax.data.storage import hugging_face, remote
 from can_jax.data.storage.disk_cache import DiskCache
 from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.mirror import mirrored, upload, work_folder
@@ -187,6 +188,13 @@ def test_versions_without_tags_are_times(monkeypatch):
         return remote.inside("memory://untagged/index")[1][0].version
 
     assert version("Monday") != version("Tuesday")
+
+
+def test_answer_of_the_hub_that_is_no_listing_is_one_line(monkeypatch):
+    page = SimpleNamespace(status=200, data=b"<html>Sign in</html>", headers={})
+    monkeypatch.setattr(hugging_face, "_get", lambda page_url, url: page)
+    with pytest.raises(UserError, match="hf://datasets/a/b/c cannot be listed: .*Expecting value"):
+        remote.inside("hf://datasets/a/b/c")
 
 
 def test_object_is_created_once():

@@ -80,7 +80,8 @@ def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
     folder does not exist.
 
     Raises:
-        UserError: The Hub refuses the request, or `urllib3` is not installed.
+        UserError: The Hub refuses the request, its answer is not JSON, or `urllib3` is not
+            installed.
         OSError: The Hub cannot be reached, or is too busy to answer.
     """
     repository, revision, path = _parts(url)
@@ -92,7 +93,11 @@ def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
             return
         if answer.status != 200:
             raise UserError(f"{url} cannot be listed: HTTP {answer.status} {answer.reason}")
-        yield from json.loads(answer.data)
+        try:
+            entries = json.loads(answer.data)
+        except ValueError as error:
+            raise UserError(f"{url} cannot be listed: {one_line(error)}") from error
+        yield from entries
         following = NEXT.search(answer.headers.get("Link", ""))
         page = following[1] if following else None
 
