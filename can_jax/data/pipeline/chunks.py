@@ -185,7 +185,7 @@ def in_parallel(
     options.threading.private_threadpool_size = threads + first_threads
     options.threading.max_intra_op_parallelism = 1  # a chunk stays on its thread
     # Every number of threads and buffers is set, so there is nothing to tune. The tuner's thread
-    # sometimes misses that the data set is closed, which then takes up to a minute.
+    # sometimes misses that the data set is closed, and closing then takes up to a minute.
     options.autotune.enabled = False
     whole = chunks if size == rows and not grouped else chunks.rebatch(rows)
     return whole.with_options(options).prefetch(2)
