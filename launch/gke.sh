@@ -5,13 +5,13 @@
 #         launch/gke.sh --config=configs/vit_l.py --workdir=gs://bucket/runs/vit_l \
 #         --config.data.source=tfrecord --config.data.path='gs://bucket/imagenet/{split}-*.tfrecord'
 #
-# HOSTS is the number of virtual machines of a slice: the chips of TOPOLOGY over CHIPS, the chips of
-# a machine (4 by default). SLICES is the number of slices (1 by default). This package must be
-# installed in the image with '.[tpu]'. If a pod exits with code 75 or 143, or its node is preempted,
-# all pods are restarted. Any other failure ends the JobSet. DRY_RUN=1 prints the manifest instead of
-# applying it.
+# HOSTS is the number of virtual machines of a slice: the number of chips of TOPOLOGY divided by
+# CHIPS, the chips of a machine (4 by default). SLICES is the number of slices (1 by default). This
+# package must be installed in the image with '.[tpu]'. If a pod exits with code 75 or 143, or its
+# node is preempted, all pods are restarted. Any other failure ends the JobSet. DRY_RUN=1 prints the
+# manifest instead of applying it.
 set -eu
-# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+# Succeeds if a variable such as DRY_RUN is set to a value other than 0, false or no.
 on() {
   case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
 }

@@ -10,7 +10,7 @@
 #
 # PYTHON is the interpreter. DRY_RUN=1 prints the command instead of running it.
 set -u
-# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+# Succeeds if a variable such as DRY_RUN is set to a value other than 0, false or no.
 on() {
   case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
 }

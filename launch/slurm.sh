@@ -21,12 +21,12 @@
 #
 # Five minutes before the time limit SLURM sends SIGTERM. The processes save after the same step and
 # exit with code 75; the script requeues the job, which then resumes. It also requeues after code
-# 143 (SIGTERM before the first line of the program), and up to RETRIES times, 3 by default, after
-# an unexpected error or a hang (code 70).
+# 143 (SIGTERM before the first line of the program). After an unexpected error or a hang (code 70),
+# it requeues the job only if the job was requeued fewer than RETRIES times, 3 by default.
 #
 # PYTHON is the interpreter. DRY_RUN=1 prints the commands instead of running them.
 set -u
-# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+# Succeeds if a variable such as DRY_RUN is set to a value other than 0, false or no.
 on() {
   case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
 }

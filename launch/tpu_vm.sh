@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a recipe on a Cloud TPU slice: create the slice, copy this checkout to all of its hosts, install
-# it, and train. After a preemption, repeat these steps until the run is finished.
+# Run a recipe on a Cloud TPU slice: create the slice, copy the last commit of this checkout to all of
+# its hosts, install it, and train. After a preemption, repeat these steps until the run is finished.
 #
 #     NAME=can ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite \
 #         launch/tpu_vm.sh --config=configs/vit_l.py --workdir=gs://bucket/runs/vit_l \
@@ -11,7 +11,7 @@
 # installs Python 3.12, since that of the hosts may be too old. The run directory must be in a bucket,
 # because the hosts share no disk. DRY_RUN=1 prints the commands instead of running them.
 set -u
-# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+# Succeeds if a variable such as DRY_RUN is set to a value other than 0, false or no.
 on() {
   case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
 }
@@ -20,6 +20,11 @@ on() {
 cd "$(dirname "$0")/.." || exit 1
 if [ ! -e .git ] || [ ! -e pyproject.toml ]; then
   echo "tpu_vm.sh copies a checkout to the slice, but $PWD is not a checkout: clone the repository" >&2
+  exit 1
+fi
+if ! on DRY_RUN && ! git diff --quiet HEAD; then
+  echo "error: tpu_vm.sh copies the last commit to the slice, but $PWD has uncommitted changes:" \
+    "commit or stash them" >&2
   exit 1
 fi
 where=(--zone="$ZONE")

@@ -299,6 +299,15 @@ esac""",
     assert [verb for verb in verbs if verb != "describe"] == [*expected, "delete"]
 
 
+def test_uncommitted_changes_are_refused_before_a_slice_is_made(tmp_path, stand_in):
+    """They are not in the archive of the last commit, so another recipe would be trained."""
+    stand_in("git", '[ "$1" != diff ]')
+    stand_in("gcloud")
+    process = start(tmp_path, "tpu_vm.sh", *RUN, **TPU)
+    assert process.wait(30) == 1 and "has uncommitted changes" in process.stderr.read()
+    assert calls(tmp_path) == ["git diff --quiet HEAD"]
+
+
 def test_run_that_fails_on_a_tpu_ends_there(tmp_path, stand_in):
     stand_in("git")
     stand_in("gcloud", 'case "$*" in *describe*) echo READY ;; *exec*) exit 1 ;; esac')
