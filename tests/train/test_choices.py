@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.config.resolve import load_recipe, resolve
+from can_jax.config.resolve import load_recipe, resolve, to_json
 from can_jax.data.sources.survey import Survey, survey
 from can_jax.distributed.hardware import Devices
 from can_jax.train.choices import choose, patch_of, recipe_for, what_fits
@@ -210,6 +210,21 @@ def test_command_prints_what_it_chooses_and_the_configuration(tmp_path):
     assert "optimizer.learning_rate = 0.0001" in done.stdout
     assert f"data.path = {str(tmp_path)!r}" in done.stdout
     assert "data.image_size = (32, 32)" in done.stdout
+
+
+def test_resume_prints_that_it_does_not_read_the_recipe_again(tmp_path):
+    np.savez(tmp_path / "train.npz", images=np.zeros((64, 32, 32, 3), np.uint8))
+    run = tmp_path / "run"
+    run.mkdir()
+    config = recipe("small")
+    config.data.update(source="arrays", path=str(tmp_path))
+    (run / "config.json").write_text(to_json(resolve(config)))
+    options = [f"--data={tmp_path}", f"--workdir={run}", "--print_config"]
+    for more, printed in ((["--config=vit_s"], True), ([], False)):
+        done = main_in_process("can_jax.main", *more, *options)
+        assert done.returncode == 0, done.stderr
+        assert "model.width = 96" in done.stdout
+        assert ("; --config is not read again" in done.stdout) == printed
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
     """Choose settings for the devices, the data and the training time; print and return them.
 
-    A resumed run keeps its stored settings, except for those that adapt the run to other devices
-    without changing its results.
+    A resumed run keeps its stored settings, except for those that the command line sets, and those
+    that adapt the run to other devices without changing its results.
 
     Args:
         recipe: The configuration of the recipe, with the values from the command line.
@@ -160,7 +160,8 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
     choices: list[Choice] = []
     if stored:
         recipe = read_config(workdir)
-        choices.append(Choice("config", "as stored", "stored when the run began"))
+        unread = "; --config is not read again" if named_by_user else ""
+        choices.append(Choice("config", "as stored", f"stored when the run began{unread}"))
     elif not named_by_user:
         name = recipe_for(devices)
         recipe = load(name, "recipe")
