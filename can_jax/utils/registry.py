@@ -122,9 +122,9 @@ def user_modules() -> list[str]:
 
     A module without a file, as in a notebook, is listed by its name.
     """
-    package = str(Path(__file__).parents[1])
+    package = Path(__file__).parents[1]
     origins = {origin for registry in Registry.all for origin in registry._origins.values()}
-    return sorted(origin for origin in origins if not origin.startswith(package))
+    return sorted(origin for origin in origins if not Path(origin).is_relative_to(package))
 
 
 def _importing_file() -> str:

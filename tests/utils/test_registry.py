@@ -4,8 +4,9 @@ import runpy
 
 import pytest
 
+from can_jax.utils import registry as registries
 from can_jax.utils.errors import UserError
-from can_jax.utils.registry import Registry
+from can_jax.utils.registry import Registry, user_modules
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +61,14 @@ def test_module_replaces_its_own_values_but_not_those_of_others(sources, tmp_pat
     with pytest.raises(ValueError, match=r"already registered by .*/mine.py: give yours another"):
         runpy.run_path(str(other), {"registry": sources})
     assert sources.get("mine") is second
+
+
+def test_files_beside_the_package_are_modules_of_the_user(sources, tmp_path, monkeypatch):
+    """As `can_jax_parts.py` in a clone, whose path begins with that of the package."""
+    monkeypatch.setattr(registries, "__file__", str(tmp_path / "can_jax" / "utils" / "registry.py"))
+    own, mine = tmp_path / "can_jax" / "own.py", tmp_path / "can_jax_parts.py"
+    own.parent.mkdir()
+    for path in (own, mine):
+        path.write_text(f"registry.register({path.stem!r}, 1)\n")
+        runpy.run_path(str(path), {"registry": sources})
+    assert str(mine) in user_modules() and str(own) not in user_modules()
