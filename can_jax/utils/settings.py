@@ -157,7 +157,7 @@ class Choice:
     def describe(self, plural: bool = False) -> str:
         """Describe the choices."""
         others = f", {MAY_BE_REGISTERED}" if isinstance(self.choices, Registry) else ""
-        return f"one of {', '.join(self.choices)}{others}"
+        return f"{'names among' if plural else 'one of'} {', '.join(self.choices)}{others}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +188,10 @@ class Several:
 
     def describe(self, plural: bool = False) -> str:
         """Describe the length, the elements and the order of an allowed tuple."""
-        count = "a tuple of" if self.length is None else f"a tuple of {self.length}"
+        noun = "tuple" if self.empty else "nonempty tuple"
+        count = "" if self.length is None else f"{self.length} "
         order = ", in ascending order" if self.ascending else ""
-        return f"{count} {self.of.describe(plural=True)}{order}"
+        return f"a {noun} of {count}{self.of.describe(plural=True)}{order}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,9 +337,7 @@ def configuration(table: Table) -> ConfigDict:
     """
 
     def value(entry: Any) -> Any:
-        if isinstance(entry, Mapping):
-            return configuration(entry)
-        return Value(entry)
+        return configuration(entry) if isinstance(entry, Mapping) else Value(entry)
 
     return Block({name: value(entry) for name, entry in table.items()})
 

@@ -320,6 +320,8 @@ def test_every_kind_is_described():
     assert Whole(1, also=(-1,)).describe() == "a whole number at least 1, or -1"
     pair = Several(Number(above=0), length=2, ascending=True)
     assert pair.describe() == "a tuple of 2 numbers above 0, in ascending order"
+    words = Several(Choice(("a", "b")), empty=False)
+    assert words.describe() == "a nonempty tuple of names among a, b" and not words.accepts(())
     kinds = {type(key.kind) for table in TABLES.values() for _, key in flat_keys(table)}
     assert kinds == {Number, Whole, Switch, Text, Choice, Several, Special, Blocks}
 

@@ -487,7 +487,10 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, imagenet, tmp_path):
         (["--config.data.path=/no/such/data"], "/no/such/data"),
         (["--config.data.channels=1"], "data.channels=1: the encoder takes 3"),
         (["--config.held_out=1.5"], "held_out=1.5"),
-        (["--config.knn.k=(0,)"], "config.knn.k=(0,): give a tuple of whole numbers at least 1"),
+        (
+            ["--config.knn.k=(0,)"],
+            "config.knn.k=(0,): give a nonempty tuple of whole numbers at least 1",
+        ),
     ],
 )
 def test_mistake_is_one_line(places, imagenet, tmp_path, options, message):

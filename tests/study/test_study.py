@@ -101,7 +101,9 @@ def test_arms_that_do_not_fit(arm, message):
 
 @pytest.mark.parametrize("rates", [(), (0.0,), (1e-3, "1e-3")])
 def test_learning_rates_of_a_study_are_numbers(rates):
-    with pytest.raises(UserError, match="config.learning_rates=.*: give a tuple of numbers"):
+    with pytest.raises(
+        UserError, match="config.learning_rates=.*: give a nonempty tuple of numbers"
+    ):
         Plan(small_study(learning_rates=rates))
 
 
