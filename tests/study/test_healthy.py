@@ -38,7 +38,12 @@ def test_command(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text(lines)
         (tmp_path / name / "environment.json").write_text('{"commit": "abc"}')
     assert "there is no such file" in healthy(f"--run={tmp_path / 'a'}").stderr
-    made = healthy(f"--run={tmp_path / 'a'},{tmp_path / 'b'}", "--write")
+    both = f"--run={tmp_path / 'a'},{tmp_path / 'b'}"
+    (tmp_path / "a" / "environment.json").rename(tmp_path / "stored.json")
+    missing = healthy(both, "--write")
+    assert missing.returncode == 1 and "a/environment.json cannot be read: " in missing.stderr
+    (tmp_path / "stored.json").rename(tmp_path / "a" / "environment.json")
+    made = healthy(both, "--write")
     assert made.returncode == 0, made.stderr
     assert healthy(f"--run={tmp_path / 'a'}").returncode == 0
     wrong = healthy(f"--run={tmp_path / 'c'}", "--json")

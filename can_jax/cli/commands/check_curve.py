@@ -48,8 +48,8 @@ def main(curves: str) -> None:
                 "--write derives the ranges from the spread of several runs: give them as "
                 "--run=DIR1,DIR2"
             )
-        origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
-        content = {"runs": len(runs), "commit": origin["commit"], "bands": ranges_of(runs)}
+        origin = read_json(epath.Path(_RUN.value[0]) / "environment.json")
+        content = {"runs": len(runs), "commit": origin.get("commit"), "bands": ranges_of(runs)}
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, indent=1) + "\n")
         return
