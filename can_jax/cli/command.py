@@ -62,8 +62,9 @@ class Command:
 
         code = main(["--workdir=runs/l"])
 
-    The exit code is 0 on success, 1 for a `UserError`, 70 for an unexpected error, 75 if a signal
-    such as SIGTERM stopped the command, and 130 if Ctrl-C stopped it.
+    The exit code is 0 on success, 1 for a `UserError` or a package that is not installed, 70 for an
+    unexpected error, 75 if a signal such as SIGTERM stopped the command, and 130 if Ctrl-C stopped
+    it.
 
     Args:
         usage: The text that ``--help`` prints above the flags.

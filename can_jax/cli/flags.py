@@ -51,8 +51,8 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
         also: Another accepted kind, if any.
 
     Attributes:
-        config: The recipe that was loaded last, also if an option then fails to set one of its
-            keys; None before the first one.
+        config: The latest loaded recipe; None before the first. It remains available to messages
+            about an option that fails to set one of its keys.
     """
 
     def __init__(self, kind: str, also: str | None = None):
@@ -117,7 +117,7 @@ class Flags:
     def path(
         self, name: str, help: str, default: str | None = None, *, web: bool = False
     ) -> Holder:
-        """Define a flag that takes a path, or a URL; with ``web``, also that of a web server."""
+        """Define a flag that takes a path or a URL; ``web`` allows URLs of web servers."""
         serializer: Any = flags.ArgumentSerializer()
         return flags.DEFINE(PathParser(web=web), name, default, help, self.values, serializer)
 

@@ -80,7 +80,7 @@ def keep_compiled() -> None:
     if not os.access(folder, os.W_OK):  # JAX would warn for each program.
         return
     for entry in folder.glob("*-cache"):
-        # A kill or a full disk can leave an incomplete entry, of which JAX would warn for each
+        # A kill or a full disk can leave an incomplete entry, about which JAX would warn for each
         # program.
         if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
             with contextlib.suppress(OSError):

@@ -37,7 +37,7 @@ def plan_in_child(
     Args:
         config: The configuration of the run to plan.
         topology: The name of the devices, such as ``v5e:16x16``.
-        slices: The number of TPU slices; for GPUs, a factor of the number of hosts.
+        slices: The number of TPU slices. For GPUs, the number of hosts is multiplied by ``slices``.
         mfu: The model FLOPs utilization to assume if the step is compiled for CPU devices, above 0
             and at most 1; None for 0.4.
 

@@ -20,16 +20,16 @@ import jax
 from can_jax.utils.files import replace_text, user_cache
 
 FIRST_SECONDS = 1.0
-PERIOD = 2.5  # seconds between two signs of life
-TICK = 0.1  # seconds between two checks of whether a sign is due
+PERIOD = 2.5  # seconds between two updates
+TICK = 0.1  # seconds between two checks of whether an update is due
 USUAL_FROM = 3.0  # seconds; shorter operations are not recorded
 FILE = "durations.json"
 LINE = 100  # characters after which a growing line is continued on the next
 
 _output = threading.RLock()
-_open: "Phase | None" = None  # the phase whose line is not ended
-_active: list["Phase"] = []  # those under way, the innermost last
-_last_sign = 0.0  # the `time.perf_counter()` of the last sign of a phase, or message
+_open: "Phase | None" = None  # the operation whose line is not ended
+_active: list["Phase"] = []  # the operations in progress, the innermost last
+_last_sign = 0.0  # the `time.perf_counter()` of the last update of an operation, or message
 
 
 class Phase:

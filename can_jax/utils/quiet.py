@@ -1,5 +1,8 @@
-"""Suppression of errors in the background threads of a failed save, which `Checkpointer` reports,
-and of the handler that absl adds to the root logger."""
+"""Suppression of errors that background threads log after a failed save, and removal of the handler
+that absl adds to the root logger.
+
+`Checkpointer` already reports a failed save.
+"""
 
 import contextlib
 import logging
@@ -33,7 +36,7 @@ def silence_threads() -> Callable[[], None]:
 
     def restore() -> None:
         asyncio_logger.setLevel(level)
-        if entry not in before:  # otherwise an outer silence needs it
+        if entry not in before:  # otherwise an outer call still needs the filter
             with contextlib.suppress(ValueError):  # the program has set its own filters since
                 filters.remove(entry)
         if sys.unraisablehook is hook:

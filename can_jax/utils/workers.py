@@ -48,7 +48,7 @@ class Workers(NamedTuple):
 
         Raises:
             UserError: The cluster cannot be reached, has another version of can_jax, or lost the
-                same unit `RETRIES` times.
+                same unit more than `RETRIES` times.
         """
         if self.cluster is not None:
             return self._on_cluster(self.cluster, function, items, gpu)

@@ -52,9 +52,9 @@ def main() -> None:
             f"relative error is {worst:.1e}"
         )
         for name, advice in mend.items():
-            console.print(f"to mend: {name}: {advice}")
+            console.print(f"problem: {name}: {advice}")
         if not mend and report["passed"]:
-            console.print("nothing to mend")
+            console.print("no problems found")
     if not report["passed"]:
         raise UserError(
             "the self-check failed: run can-jax selfcheck to print the error of each quantity"

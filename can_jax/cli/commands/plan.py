@@ -69,8 +69,8 @@ _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:1
 _SLICES = FLAGS.integer(
     "slices",
     1,
-    "The number of TPU slices, connected by slower links; for GPUs, a factor of the number of "
-    "hosts.",
+    "The number of TPU slices, connected by slower links. For GPUs, the number of hosts is "
+    "multiplied by this value.",
 )
 _MFU = FLAGS.number(
     "mfu",
