@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         size="Ti", width=96, depth=4, heads=3, patch_size=8, dtype="float32", scan=False
     )
-    # Whitening speeds up the noise's loss and slows down the contrastive one for the first epochs.
+    # In the first epochs, whitening lowers the denoising loss faster, the contrastive loss slower.
     config.model.patch_embed = "linear"
     config.model.decoder.update(width=64, depth=1, heads=4)
     config.model.projector.update(layers=2, hidden=256)

@@ -1,10 +1,10 @@
-"""Whether penalties on correlated dimensions disentangle the embedding of a contrastive encoder.
+"""SimCLR with penalties on correlated dimensions, which are meant to disentangle the embedding.
 
     python -m can_jax.study --config=configs/study/disentangle.py --workdir=runs/disentangle
 
-SimCLR on synthetic shapes, whose generative factors are known, without and with the objective
-`disentangle`. The augmentation is weak, so that the embedding can retain several of the factors.
-The evaluation measures DCI and the mutual information gap (MIG).
+SimCLR trains on synthetic shapes, whose generative factors are known, without and with the
+objective `disentangle`. The augmentation is weak, so that the embedding can retain several of the
+factors. The evaluation measures DCI and the mutual information gap (MIG).
 
 Hardware: two CPU cores, about one minute of CPU time per run. Re-running the command resumes the
 study.

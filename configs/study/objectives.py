@@ -1,4 +1,4 @@
-"""Objectives other than CAN's on CIFAR-10, with equal images and one learning rate.
+"""Objectives other than CAN's on CIFAR-10, with equal numbers of images and one learning rate.
 
     python -m can_jax.study --config=configs/study/objectives.py --workdir=runs/objectives \
         --config.recipe.data.path=/data/cifar10
