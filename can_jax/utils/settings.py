@@ -352,7 +352,7 @@ def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:
 
 
 def refuse(key: str, value: Any, kind: Key | Kind) -> None:
-    """Raise a `UserError` that names a dotted configuration key unless its value is allowed."""
+    """Raise a `UserError` if the value of a dotted configuration key is not allowed."""
     if kind.accepts(value):
         return
     own = kind.kind if isinstance(kind, Key) else kind

@@ -1,4 +1,4 @@
-r"""CAN with a denoising branch that learns, MAE and SimCLR, on CIFAR-10 with patches of 4 pixels.
+r"""MAE, SimCLR and CAN with variants of its denoising branch, on CIFAR-10; patches of 4 pixels.
 
     python -m can_jax.study --config=configs/study/cifar10_noise.py --workdir=runs/study_noise \
         --config.recipe.data.path=/data/cifar10
