@@ -264,6 +264,7 @@ class Reporter:
         """Stop showing the progress between status lines."""
         self._bar.stop()
         if self._growing:
+            end_line()  # without the words that end the line of an operation
             self._growing.end()
             self._growing = None
 

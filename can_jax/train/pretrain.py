@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.identity import has_checkpoints, read_identity
 from can_jax.checkpoint.resume import check_changes, is_given, with_stored
 from can_jax.checkpoint.run_directory import stored_config
+from can_jax.config.inactive import inactive
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.data.pipeline.order import shares
 from can_jax.data.pipeline.streaming_loader import START, open_stream
@@ -135,7 +136,8 @@ def prepare(
     with section("opening the data", LONG * config.stuck_after_seconds):
         source = open_data(config.data, config.data.split)
     check_labels(config, source)
-    warn_of_inactive(config, given)
+    for key, reason in inactive(config, given):
+        logging.warning("config.%s has no effect: %s", key, reason)
     warn_of_repeats(config, source)
     times = make_run_length(config, source.examples)
     every = config.figures.every_steps
@@ -313,23 +315,6 @@ def _is_labeled(config: ConfigDict, source: Any) -> bool:
         return has_labels(source)
     with contextlib.closing(source.stream(config.seed, SAMPLE, 0, 1, START)) as stream:
         return any(example.label >= 0 for example in itertools.islice(stream, SAMPLE))
-
-
-def warn_of_inactive(config: ConfigDict, given: Collection[str]) -> None:
-    """Log a warning for each given key of an objective with weight 0, since the key has no effect.
-
-    Args:
-        config: The resolved configuration.
-        given: The dotted config keys that the command line sets.
-    """
-    for name, block in config.objective.items():
-        for key in block:
-            path = f"objective.{name}.{key}"
-            # The pooled embedding that `pool` selects is also read by other objectives.
-            if path in given and not block.weight and key not in ("weight", "pool"):
-                logging.warning(
-                    "config.%s has no effect: config.objective.%s.weight is 0", path, name
-                )
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:

@@ -22,7 +22,7 @@ from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.export.model import open_model
 from can_jax.monitoring.glossary import METRICS
 from can_jax.train import loop
-from can_jax.train.pretrain import check_labels, warn_of_inactive
+from can_jax.train.pretrain import check_labels
 from can_jax.utils.errors import UserError
 from tests.data import samples
 from tests.helpers.configs import small_config
@@ -302,16 +302,3 @@ def test_moving_average_is_what_is_evaluated_and_exported(recipe, tmp_path):
         evaluation.model.average = given
         opened = open_encoder(str(tmp_path), False, resolve_evaluation(evaluation), mesh)
         np.testing.assert_array_equal(read(opened.parameters), array)
-
-
-def test_keys_of_an_objective_without_weight_are_told_to_have_no_effect(caplog):
-    config = small_config(objective__contrastive__weight=0.0)
-    keys = ("contrastive.exclude_copies", "contrastive.pool", "contrastive.weight")
-    warn_of_inactive(config, [f"objective.{key}" for key in keys])
-    assert [record.getMessage() for record in caplog.records] == [
-        "config.objective.contrastive.exclude_copies has no effect: "
-        "config.objective.contrastive.weight is 0"
-    ]
-    caplog.clear()
-    warn_of_inactive(small_config(), [f"objective.{key}" for key in keys])
-    assert not caplog.records
