@@ -360,8 +360,8 @@ RECIPE: Table = {
         ),
         "every_minutes": Key(
             30.0, Number(0.01, 1e6, also=(0,)),
-            "The time since the last checkpoint after which a temporary checkpoint is saved, which "
-            "the next checkpoint replaces; 0 disables temporary checkpoints.",
+            "If no checkpoint was saved for this time, a temporary checkpoint is saved, and the "
+            "next checkpoint replaces it; 0 disables temporary checkpoints.",
             before=0.0, unit="minutes",
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),

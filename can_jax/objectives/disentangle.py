@@ -58,8 +58,8 @@ OBJECTIVE = Objective(
         "shrinkage": Key(
             0.1,
             Number(1e-4, below=1),
-            "The shrinkage of the correlation matrix R to (1 - shrinkage) R + shrinkage I, for "
-            "total_correlation.",
+            "For total_correlation: the weight s of the identity matrix I in (1 - s) R + s I, "
+            "which replaces the correlation matrix R.",
         ),
     },
     relates_rows=True,

@@ -37,7 +37,7 @@ def rounded(value: float) -> str:
 
 
 def length(config: ConfigDict, examples: int, rate: float) -> int:
-    """Return the number of images on which the whole run trains.
+    """Return the number of images that the whole run processes. An image counts once per epoch.
 
     Args:
         config: The configuration of the planned run.

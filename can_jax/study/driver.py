@@ -170,8 +170,9 @@ class Driver:
     def missing(self) -> Iterator[Run]:
         """Yield the runs that can be trained now, without those that have a result.
 
-        A tuned arm first tries each learning rate, with seed 0. An arm whose learning rate is
-        selected has a run for each seed. The other arms wait for the rate of an earlier arm.
+        A tuned arm first tries each learning rate, with seed 0. Any other arm waits until the rate
+        of the earlier arm that it follows is selected. As soon as the rate of an arm is known, the
+        arm has one run per seed.
         """
         for arm in self.plan.arms.values():
             runs: list[Run] = []

@@ -61,8 +61,7 @@ class Run:
     Attributes:
         arm: The arm to which the run belongs.
         config: The resolved configuration of the run.
-        key: A hash of the settings of the run and of its evaluation, without the location of the
-            data.
+        key: A hash of the settings of the run and of its evaluation, without `data.path`.
     """
 
     arm: Arm

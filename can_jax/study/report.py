@@ -1,4 +1,4 @@
-"""The Markdown report of a study, with tables and plots of the results in its result files."""
+"""The Markdown report of a study, with tables and plots of its stored results."""
 
 import json
 import os

@@ -208,7 +208,9 @@ class PretrainCallbacks(Log):
     def on_train_start(self, step: int, state: TrainState) -> None:
         """Run the evaluations that are due before the first step of this start.
 
-        A new run evaluates raw pixels, the untrained encoder and the optimal linear denoiser. A
+        A new run measures the kNN accuracy of raw pixels and of the untrained encoder; without
+        labels, it measures the geometry of the untrained features instead. It also computes how
+        much of the noise the optimal linear denoiser removes, if ``noise.linear_bound`` is set. A
         resumed run evaluates its checkpoint if an evaluation was due at the checkpoint's step and
         has no output.
         """

@@ -276,8 +276,9 @@ class Loop:
             return None
         if self.progress.rewinds >= spike.rewinds:
             raise UserError(
-                f"{message}, after {self.progress.rewinds} rollbacks (config.spike.rewinds); a "
-                "lower optimizer.learning_rate may help"
+                f"{message}. The run ends, since it has rolled back {self.progress.rewinds} times, "
+                f"the limit of config.spike.rewinds={spike.rewinds}: a lower "
+                "optimizer.learning_rate may help"
             )
         self.checkpoints.wait()
         target = self.checkpoints.newest(step - spike.steps - STEPS_IN_FLIGHT)

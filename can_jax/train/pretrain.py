@@ -68,7 +68,8 @@ def pretrain(
         config: The configuration of a recipe, not yet resolved.
         workdir: The run directory, created if missing.
         given: The dotted config keys that the command line sets.
-        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` whose settings a resume may change.
+        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` that this resume may change, such
+            as `seed`.
         options: The flags ``profile`` and ``dump_hlo`` of `can_jax.train.run.run`.
 
     Raises:
@@ -119,7 +120,8 @@ def prepare(
         config: The configuration of a recipe, not yet resolved.
         workdir: The run directory, which need not exist yet.
         given: The dotted config keys that the command line sets.
-        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` whose settings a resume may change.
+        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` that this resume may change, such
+            as `seed`.
 
     Raises:
         UserError: A setting is invalid, or the data cannot be opened or does not match the

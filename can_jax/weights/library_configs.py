@@ -248,9 +248,10 @@ def _timm(config: Facts) -> Stated:
     ]
     if not implied:
         raise UserError(
-            f"the architecture {name!r} is not supported; supported are vit_…_patch…_…, also with "
-            "dinov2, tipsv2, plus, clip or clip_quickgelu in the name, deit_…_patch…_…, "
-            "deit3_…_patch…_…, flexivit_… and eva_large_…"
+            f"the architecture {name!r} is not supported; supported are vit_SIZE_patchN_PX (PX "
+            "also after plus_, 36x1_, clip_ or clip_quickgelu_), vit_SIZE_patchN_dinov2 and _tipsv2"
+            " (also after regN_), deit_SIZE_patchN_PX, deit3_SIZE_patchN_PX, flexivit_SIZE and "
+            "eva_large_patch14_PX, where SIZE has only letters"
         )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS

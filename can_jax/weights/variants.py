@@ -27,8 +27,8 @@ ARRAYS_OF_OPTIONS = {
 def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]]:
     """Return arrays under the names that `torch_layout` expects, and the options they require.
 
-    Missing biases become zeros. The learned positions of the class token and of the registers are
-    added to the tokens themselves.
+    Missing biases become zeros. The learned position embeddings of the class token and of the
+    registers are added to the arrays of these tokens, since their positions never change.
 
     Args:
         arrays: The arrays under MAE's names.
@@ -117,7 +117,8 @@ def _has_learned_positions(arrays: Arrays) -> bool:
 def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> tuple[int, int]:
     """Reduce learned positions to those of the patches, and return their grid (height, width).
 
-    The positions of the class token and of the registers are added to the tokens themselves.
+    The position embeddings of the class token and of the registers are added to the arrays of these
+    tokens.
 
     Raises:
         UserError: The rows of positions form no square grid, and fit no stated image size, or a

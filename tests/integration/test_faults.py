@@ -406,7 +406,7 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     assert steps == list(range(1, len(steps) + 1))
     # The third time is too often; or the loss did not jump again.
     if done.returncode:
-        assert "after 2 rollbacks (config.spike.rewinds)" in lines[-1]
+        assert "has rolled back 2 times, the limit of config.spike.rewinds=2" in lines[-1]
     # A run that is stopped on its way goes back at the same steps.
     part = run(recipe, tmp_path / "part", *options, "checkpoint.keep_last=99")
     shutil.rmtree(tmp_path / "part/checkpoints" / str(max(

@@ -66,7 +66,8 @@ _BATCH_SIZE = FLAGS.integer(
 _THREADS = FLAGS.integer(
     "threads",
     None,
-    "For `benchmark input`: the number of threads of each pipeline; by default one per core.",
+    "For `benchmark input`: the number of threads, or of processes of the Pillow baseline; by "
+    "default one per core.",
 )
 _CONFIG = FLAGS.recipe("recipe", prefix="For `benchmark step`: ")
 _BATCH = FLAGS.integer(

@@ -285,8 +285,9 @@ def _batches(
     share: ProcessSlice,
     start: tuple[int, ...],
 ) -> Any:
-    """Return the data set of batches that `chunks.batches` describes. Each dict has the additional
-    entry ``place``, which is the stream position after each row."""
+    """Return a data set of batches with the entries of those of `chunks.batches`, and the entry
+    ``place``, the stream position after each row. Rows without a decodable image have an
+    ``attempt`` of `NOTHING`."""
     tf = tensorflow()
     failed: list[UserError] = []
 
