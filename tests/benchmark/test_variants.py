@@ -13,7 +13,7 @@ from tests.helpers.configs import small_config
 def measured(monkeypatch):
     """A comparison of steps that are not compiled; their rates are those of a list."""
     monkeypatch.setattr(variants, "matmul_flops", lambda *_: 1e12)
-    monkeypatch.setattr(variants, "peak_flops", lambda *_: (1e12, "by hand"))
+    monkeypatch.setattr(variants, "peak_flops", lambda _: 1e12)
     monkeypatch.setattr(variants, "train_flops_per_image", lambda *_: 10)
     monkeypatch.setattr(variants, "TURNS_SECONDS", 0.0)
 
