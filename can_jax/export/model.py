@@ -60,6 +60,17 @@ class Model:
     head: Head | None = None
 
     @property
+    def run(self) -> epath.Path:
+        """The run directory of a model that does not come from imported weights."""
+        return epath.Path(self.source)
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether the weights are those of the run's latest checkpoint."""
+        steps = (int(p.name) for p in (self.run / "checkpoints").iterdir() if p.name.isdigit())
+        return self.step == max(steps, default=None)
+
+    @property
     def heads(self) -> int:
         """The number of attention heads of the encoder."""
         return encoder_size(self.config.model).heads

@@ -1,5 +1,6 @@
 """The model card of an export: a description of the weights, their results and their use."""
 
+import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -13,6 +14,7 @@ from can_jax.evaluate.reports.report import data_of, headlines, shown_interval, 
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model import Model
 from can_jax.export.usage import snippets
+from can_jax.models.backbones import describe
 from can_jax.objectives import OBJECTIVES
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
@@ -46,12 +48,19 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
     Raises:
         UserError: A directory holds no results, or results of different weights or settings.
     """
-    facts = model.facts()
-    expected, matching = sha256_of({"encoder": model.parameters["encoder"]}), []
+    config, matching = model.config, []
+    described = describe(config) | {"patch_size": config.model.patch_size}
+    described |= {"mean": config.augment.mean, "std": config.augment.std}
+    described = json.loads(json.dumps(described))  # as in results.json
+    checksums = {sha256_of({"encoder": model.parameters["encoder"]})}
+    if model.head:
+        checksums.add(sha256_of(model.head.state.parameters))
     for path in paths:
         results = read_results(epath.Path(path))
         checkpoint = results["checkpoint"]
-        if checkpoint["sha256"] != expected:
+        # The results of the classifier's own training state the encoder from which it started.
+        own = model.head and model.is_latest and epath.Path(path).resolve() == model.run.resolve()
+        if not own and checkpoint["sha256"] not in checksums:
             raise UserError(
                 f"--results: {path} belongs to other weights: {checkpoint['path']}, step "
                 f"{checkpoint['step']}"
@@ -59,10 +68,10 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
         # The same weights with other heads or another normalization are another encoder.
         named = {key: checkpoint[key] for key in ("mean", "std") if key in checkpoint}
         for key, value in (checkpoint.get("model", {}) | named).items():
-            if key in facts and facts[key] != value:
+            if key in described and described[key] != value:
                 raise UserError(
                     f"--results: {path} belongs to these weights with {key}={value}, but the run "
-                    f"has {key}={facts[key]}"
+                    f"has {key}={described[key]}"
                 )
         try:
             name = results["protocol"]["protocol"]

@@ -15,10 +15,11 @@ from can_jax.distributed.mesh import make_mesh
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.protocols.classifier import open_classifier
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
+from can_jax.evaluate.reports.provenance import protocol_settings
 from can_jax.export import verify as checking
 from can_jax.export.formats import FORMATS
 from can_jax.export.model import open_model
-from can_jax.export.model_card import card_of
+from can_jax.export.model_card import card_of, results_of
 from can_jax.train.step import NOT_TRAINED, abstract_state, initialize
 from can_jax.utils.errors import UserError
 from tests.evaluate import samples
@@ -29,9 +30,9 @@ from tests.helpers.configs import small_config
 def classifier(tmp_path_factory):
     """Return a function that makes the run directory of a classifier with random weights."""
 
-    def make(features, **settings):
+    def make(features, options=(), **settings):
         place = tmp_path_factory.mktemp("classifier")
-        config = small_config(data__image_size=16, model__depth=2)
+        config = small_config(data__image_size=16, model__depth=2, model__backbone_options=options)
         changes = {f"classify__{name}": value for name, value in settings.items()}
         block = samples.evaluation("classify", **changes).classify
         step = ClassifierStep(config, block, features, 3, NOT_TRAINED)
@@ -91,6 +92,35 @@ def test_card_states_the_training_of_the_classifier(classifier):
         model.head.step.settings.freeze_encoder = True
     frozen = card_of(model, "timm", "classifier", manifest, [])
     assert "on features of the frozen encoder" in frozen
+
+
+def test_card_has_the_results_of_the_classifier_and_of_its_training(classifier, tmp_path):
+    options = (("positions", "learned"), ("gelu", "quick"))
+    place = classifier("class", options)
+    model = open_model(str(place))
+    mesh = make_mesh(small_config().mesh, jax.devices()[:1])
+    config = resolve_evaluation(samples.evaluation("robustness"))
+    evaluated = open_classifier(epath.Path(place), config, mesh).identity
+    trained_from = evaluated | {"path": "runs/pretrained", "sha256": "0"}
+    protocol = samples.evaluation("classify").to_dict()
+    (place / "identity.json").write_text(
+        json.dumps({"encoder": trained_from, "protocol": protocol_settings(protocol)})
+    )
+    for folder, identity, settings in (
+        (place, trained_from, protocol),
+        (tmp_path / "robust", evaluated, samples.evaluation("robustness").to_dict()),
+        (tmp_path / "other", trained_from, protocol),
+    ):
+        folder.mkdir(exist_ok=True)
+        results = {"metrics": {"top1": 1.0}, "protocol": settings, "data": {"source": "arrays"}}
+        text = json.dumps(results | {"checkpoint": identity})
+        (folder / "results.json").write_text(text)
+    assert len(results_of(model, [str(place), str(tmp_path / "robust")])) == 2
+    with pytest.raises(UserError, match=r"other belongs to other weights: runs/pretrained"):
+        results_of(model, [str(tmp_path / "other")])
+    (place / "checkpoints" / "9").mkdir()
+    with pytest.raises(UserError, match=r"belongs to other weights: runs/pretrained"):
+        results_of(model, [str(place)])
 
 
 def test_trained_parameters_are_evaluated_instead_of_their_average(classifier):
