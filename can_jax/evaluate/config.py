@@ -1,5 +1,6 @@
 """The table of all configuration keys of an evaluation, and functions that check their values."""
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,6 +9,12 @@ from can_jax.config.pretrained import FEATURES, INSIDE, encoder_table, resolve_b
 from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Choice, Key, Table, Whole, configuration
+
+# The protocols of the package, and the config blocks that each reads besides its own.
+BLOCKS_READ: dict[str, tuple[str, ...]] = {
+    "knn": (), "linear": (), "fewshot": (), "health": (), "disentanglement": (),
+    "robustness": ("linear",), "classify": ("robustness",),
+}  # fmt: skip
 
 
 def evaluation_table() -> Table:
@@ -64,3 +71,27 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     for _, protocol in PROTOCOLS.items():
         protocol.check(config)
     return config
+
+
+def warnings_of(config: ConfigDict, given: Collection[str]) -> Iterator[str]:
+    """Yield a sentence about each given key that does not affect the results of the protocol.
+
+    Nothing is yielded for a protocol from a user's module, which may read any key.
+
+    Args:
+        config: The resolved configuration of the evaluation.
+        given: The dotted config keys that the command line sets.
+    """
+    name = config.protocol
+    if name not in BLOCKS_READ:
+        return
+    blocks = {name, *BLOCKS_READ[name]}
+    for key in sorted(given):
+        block = key.split(".")[0]
+        if (block in PROTOCOLS and block not in blocks) or (key == "baselines" and name != "knn"):
+            yield f"config.{key} has no effect on the protocol {name}"
+        elif key == "features" and "linear" in blocks:
+            yield (
+                "config.features affects pictures only: the linear classifiers of the protocol "
+                f"{name} read the best of config.linear.features"
+            )

@@ -3,7 +3,12 @@
 import pytest
 
 import can_jax
-from can_jax.evaluate.config import default_evaluation, resolve_evaluation
+from can_jax.evaluate.config import (
+    BLOCKS_READ,
+    default_evaluation,
+    resolve_evaluation,
+    warnings_of,
+)
 from can_jax.evaluate.protocols.base import EvalProtocol
 from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.utils.errors import UserError
@@ -118,3 +123,29 @@ def test_mistakes_of_the_command_line_write_nothing(tmp_path):
 def test_options_of_load_are_named_as_they_are_given(options, message):
     with pytest.raises(UserError, match=f"^/a/run: {message}"):
         can_jax.load("/a/run", **options)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "key", "warning"),
+    [
+        ("linear", "knn.k", "config.knn.k has no effect on the protocol linear"),
+        ("linear", "features", "config.features affects pictures only"),
+        ("robustness", "features", "read the best of config.linear.features"),
+        ("fewshot", "baselines", "config.baselines has no effect on the protocol fewshot"),
+        ("knn", "knn.k", None),
+        ("knn", "features", None),
+        ("robustness", "linear.learning_rates", None),
+        ("classify", "robustness.bins", None),
+    ],
+)
+def test_given_key_that_a_protocol_does_not_read_is_named(protocol, key, warning):
+    config = default_evaluation()
+    config.protocol = protocol
+    found = list(warnings_of(resolve_evaluation(config), [key, "data.path", "seed"]))
+    assert not found if warning is None else len(found) == 1 and warning in found[0]
+
+
+def test_the_blocks_of_every_protocol_of_the_package_are_stated():
+    assert set(BLOCKS_READ) <= set(PROTOCOLS.names())
+    own = {name for name, p in PROTOCOLS.items() if p.run.__module__.startswith("can_jax.")}
+    assert own == set(BLOCKS_READ)

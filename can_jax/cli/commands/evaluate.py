@@ -9,13 +9,14 @@ folder of images, shards or arrays, and `--config.data.…` any other data set.
 
 import json
 
+from absl import logging
 from etils import epath
 
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
 from can_jax.cli.data import DataFlag
 from can_jax.cli.job import Job
-from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.config import resolve_evaluation, warnings_of
 from can_jax.evaluate.measure import evaluate
 from can_jax.evaluate.reports.report import (
     headlines,
@@ -60,6 +61,8 @@ def main() -> None:
     _DATA.select(protocol, _CONFIG.overrides)
     checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
     config = resolve_evaluation(protocol)
+    for sentence in warnings_of(config, _CONFIG.overrides):
+        logging.warning(sentence)
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)
     with apart(_JSON.value), phase(f"evaluating by {config.protocol}"):
