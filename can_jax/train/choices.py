@@ -135,7 +135,7 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
         yield Choice("probe.every_epochs", float(round(epochs)), "the data is labeled")
     decodes = "prediction" in reads(config.objective.to_dict())  # which figures require
     if decodes and not config.figures.every_steps and found.source != "shapes":
-        yield Choice("figures.every_steps", 2000, "to show reconstructions during the run")
+        yield Choice("figures.every_steps", 1000, "to show reconstructions during the run")
 
 
 def patch_of(height: int, width: int) -> int:
