@@ -1,4 +1,4 @@
-"""The metrics of a run as JSON lines, in `metrics.jsonl`."""
+"""Reading and writing of `metrics.jsonl`, which stores the metrics of a run as JSON lines."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
-    """Replace NaN and infinity, which JSON cannot represent, by None."""
+    """Return the values with None for NaN and infinity, which JSON cannot represent."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
@@ -36,8 +36,8 @@ class JsonLines(Tracker):
     """The tracker that writes `metrics.jsonl`, which run reports and resumed runs read.
 
     Each line of the file has the step, the date and time, the seconds since the run began, and the
-    metrics. The elapsed seconds exclude the time between a stop and the resume. If the disk is
-    full, lines stay in memory until there is space.
+    metrics. The elapsed seconds exclude the time between a stop and the resume. Lines that cannot
+    be written, as on a full disk, stay in memory and are written with the next line.
 
     Args:
         workdir: The run directory.
@@ -50,7 +50,7 @@ class JsonLines(Tracker):
         self._began = time.monotonic()
 
     def start(self, step: int) -> None:
-        """Remove malformed lines, and the metrics after a step, since those steps are repeated.
+        """Open ``metrics.jsonl``, and remove malformed lines and the lines of steps to be repeated.
 
         Removed lines are appended to ``metrics_dropped.jsonl``.
 

@@ -23,7 +23,7 @@ class LossSpikeDetector:
     Args:
         config: The resolved configuration. The detector reads ``skipped_updates_limit`` and
             ``spike``.
-        state: The `state` of the detector in a checkpoint; None for a new run.
+        state: The property `state` of the detector that a checkpoint stores; None for a new run.
     """
 
     def __init__(self, config: ConfigDict, state: dict[str, Any] | None = None):
@@ -88,7 +88,7 @@ class LossSpikeDetector:
 
         A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
         running standard deviations. The running statistics ignore losses far above the mean until
-        ``spike.steps`` of them in a row establish a new level.
+        ``spike.steps`` of them occur in a row.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

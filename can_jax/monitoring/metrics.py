@@ -34,10 +34,11 @@ TRACKERS.register("aim", Aim)
 
 
 class MetricWriter:
-    """A writer that passes the metrics of a run to its trackers, on process 0 only.
+    """A writer that passes the metrics of a run to the run's trackers, on process 0 only.
 
-    Call `truncate_after`, which starts the trackers, before any other method. If a tracker fails,
-    its first error is logged as a warning, and the run continues.
+    Call `truncate_after`, which starts the trackers, before any other method. An error while
+    opening `metrics.jsonl` ends the run. Other errors in methods of trackers do not end it; the
+    first one of each tracker is logged as a warning.
 
     As a context manager, the writer also reports to the trackers how the run ended.
 
@@ -114,8 +115,8 @@ class MetricWriter:
         self._call_all("checkpoint", step, str(path))
 
     def close(self, outcome: Outcome = "finished") -> None:
-        """Finish all trackers. Waits up to `FINISH_SECONDS` for the background threads of
-        trackers."""
+        """Finish all trackers. Blocks for up to `FINISH_SECONDS` until the background threads of
+        trackers end."""
         if not self._started:
             return
         self._started = False

@@ -32,7 +32,8 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 @contextlib.contextmanager
 def _without_urls() -> Iterator[None]:
-    """Keep MLflow from printing the URL of the run, unless the environment variable is set."""
+    """Keep MLflow from printing the URL of the run, unless the environment variable `NO_URLS` is
+    already set."""
     with restored_environment(NO_URLS):
         os.environ.setdefault(NO_URLS, "true")
         yield
@@ -42,8 +43,8 @@ class MLflow(Tracker):
     """The tracker that sends a run to MLflow. A resumed run continues the same MLflow run.
 
     MLflow cannot replace a logged value, so the metrics of steps that a resume or a rollback
-    repeats are not sent again. An MLflow parameter keeps its first value; ``config.json`` holds the
-    current configuration.
+    repeats are not sent again. An MLflow parameter keeps its first value; the artifact
+    ``config.json`` holds the current configuration.
 
     Args:
         workdir: The run directory, whose name becomes the name of the MLflow run.
@@ -117,7 +118,7 @@ class MLflow(Tracker):
         self._client.log_dict(self._run, facts, "environment.json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Send the metrics of a step that MLflow does not hold yet."""
+        """Send the metrics of a step, without those that MLflow holds for this or a later step."""
         from mlflow.entities import Metric
 
         moment = int(1000 * time.time())
@@ -128,7 +129,7 @@ class MLflow(Tracker):
             self._last |= dict.fromkeys(new, step)
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Send a figure."""
+        """Send a figure, unless MLflow already holds it."""
         if (name, step) not in self._figures:
             self._client.log_image(self._run, image, key=name, step=step, synchronous=True)
             self._figures.add((name, step))
@@ -146,7 +147,7 @@ class MLflow(Tracker):
         self._client.set_tag(self._run, "checkpoint", path[:LONGEST])
 
     def outcome(self, outcome: Outcome) -> None:
-        """Store the outcome of the run, which `finish` sends."""
+        """Store the outcome of the run until `finish` sends it."""
         self._outcome = outcome
 
     def finish(self) -> None:

@@ -64,7 +64,7 @@ class RunLog(python_logging.Handler):
             self._write()
 
     def say(self, text: str) -> None:
-        """Write each line of a text, preceded by the current time."""
+        """Write each line of a text to the log file, preceded by the current time."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self._writing:
             self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())

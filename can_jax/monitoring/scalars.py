@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 
 def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
-    """Return the effective rank of embeddings: the exponential of the entropy of singular values.
+    """Return the effective rank of embeddings: the exponential of the entropy of their spectrum.
 
-    The singular values are first normalized to sum to 1 (Roy and Vetterli, 2007; RankMe, arXiv
-    2210.02885).
+    The spectrum consists of the singular values, normalized to sum to 1 (Roy and Vetterli, 2007;
+    RankMe, arXiv 2210.02885).
 
     Args:
         gram: The matrix ``E.T @ E`` of embeddings ``E``, up to a positive factor.
@@ -28,7 +28,8 @@ def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
     """Fetch the metrics of a step to the host, and compute metrics that are derived from others.
 
     ``embedding/gram`` is replaced by ``embedding/effective_rank``. ``denoising/explained`` is 1 for
-    a perfect prediction of the noise, 0 for a prediction of zeros, and negative for a worse one.
+    a perfect prediction of the noise, 0 for a prediction of zeros, and negative for a prediction
+    worse than zeros.
     """
     host = dict(jax.device_get(metrics))
     if energy := host.get("denoising/energy"):

@@ -60,17 +60,17 @@ def process_age() -> float:
 
 
 def count_from_process_start() -> None:
-    """Count the time of this process's first run from the start of the process.
+    """Let the next `Startup` measure the time from the start of this process.
 
-    A command that is the whole process calls this. In a notebook or another program, the time of a
-    run counts from the call.
+    Only commands call this function. In a notebook or another program, a `Startup` measures the
+    time from its own creation.
     """
     global _command_began
     _command_began = time.perf_counter() - process_age()
 
 
 class Startup:
-    """A stopwatch for the parts of the time between the start of a run and its first step.
+    """A stopwatch that divides the time from the start of a run to the end of its first step.
 
     Attributes:
         began: The value of `time.perf_counter` at the start of the run. The first run of a command

@@ -1,7 +1,8 @@
 """The base class and the registry of trackers, which record the metrics and settings of a run.
 
-`config.trackers` selects the built-in trackers. A user's module can register another tracker in
-`TRACKERS`, which all pretraining and fine-tuning runs of the same process then use.
+`config.trackers` selects among the built-in trackers, of which `jsonl` is always active. A user's
+module can register further trackers in `TRACKERS`. All pretraining and fine-tuning runs of the same
+process then use them.
 """
 
 import contextlib
@@ -30,22 +31,23 @@ IDS = "trackers.json"
 class Tracker:
     """A base class for trackers, which record the metrics and figures of a run.
 
-    The methods of the base class do nothing. Only process 0 has trackers. The first error of a
-    tracker is logged as a warning and does not end the run.
+    The methods of the base class do nothing. Only process 0 has trackers. Apart from `jsonl` in its
+    method `start`, an error in a method does not end the run; the first error of each tracker is
+    logged as a warning.
 
     Attributes:
         in_background: Whether a background thread calls the methods, so that training does not wait
-            for them. When a run resumes, the background thread calls `start` and then passes all
-            earlier metrics and figures, so that the tracker can add missing ones.
+            for them. When a run resumes, the thread calls `start`, and then `metrics` and `figure`
+            with all stored values, so that the tracker can add missing ones.
     """
 
     in_background: ClassVar[bool] = False
 
     def start(self, step: int) -> None:
-        """Start to track after a step: 0 for a new run, or the step from which the run resumes.
+        """Start tracking after ``step``: 0 for a new run, or the step from which the run resumes.
 
-        A rollback calls this method again. After a rollback, the metrics of the steps after
-        ``step`` are passed a second time.
+        A rollback to an earlier step calls this method again with that step. The run then passes
+        the metrics of the repeated steps a second time.
         """
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
@@ -69,7 +71,8 @@ class Tracker:
         """Track the path of a step's checkpoint."""
 
     def outcome(self, outcome: Outcome) -> None:
-        """Track whether the run ended at its last step, by a signal, or by an error."""
+        """Track the end of the run: ``finished`` at its last step, ``stopped`` by a signal, or
+        ``failed`` by an error."""
 
     def finish(self) -> None:
         """Write pending data. The run calls this method at its end, even after an error."""
@@ -82,7 +85,7 @@ tracker."""
 
 
 def selected(names: Collection[str]) -> dict[str, TrackerFactory]:
-    """Return the trackers of a run by name.
+    """Return the factories of a run's trackers by name.
 
     The result holds `jsonl`, the trackers in ``names``, and all trackers that a user's modules
     have registered.
@@ -129,7 +132,8 @@ def stored_id(workdir: epath.Path, name: str) -> str | None:
 
 
 def store_id(workdir: epath.Path, name: str, identifier: str) -> None:
-    """Store an identifier of a tracker's run, by which a resume finds that run again."""
+    """Store the identifier of a tracker's run in the run directory, so that a resume can continue
+    it."""
     values = _stored_ids(workdir) | {name: identifier}
     replace_text(workdir / IDS, json.dumps(values, indent=2) + "\n")
 

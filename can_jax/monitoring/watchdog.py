@@ -1,4 +1,4 @@
-"""A watchdog that prints the stacks of all threads and ends a command if no step completes."""
+"""A watchdog that prints the stacks of all threads and ends a command if steps stop completing."""
 
 import contextlib
 import threading
@@ -16,11 +16,13 @@ MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stack
 class Watchdog:
     """A background thread that aborts a command if no step completes within a time limit.
 
-    The thread regularly resets a timer that is implemented in C. While a C extension holds the GIL,
-    the thread cannot run, and the timer prints the stacks instead.
+    In a command with one process, the thread regularly resets a timer that is implemented in C.
+    While a C extension holds the GIL, the thread cannot run, and the timer prints the stacks
+    instead.
 
-    Another program, such as a notebook, is not aborted: the stacks and the message are printed
-    once. The timer is not used there, because a process has only one.
+    A single-process program other than a command, such as a notebook, is not aborted: the stacks
+    and the message are printed once. The timer is not used there, because a process has only one
+    such timer, which the program itself may use.
 
     Args:
         seconds: The maximum time between steps in seconds; 0 disables the watchdog.
@@ -58,8 +60,9 @@ class Watchdog:
             if now - self._at > self._seconds:
                 message = (
                     f"no progress for {self._seconds:.0f} s "
-                    f"{self._during or f'after step {self._step}'} (config.stuck_after_seconds); a "
-                    "host or the input pipeline is probably hung. Thread stacks are above. "
+                    f"{self._during or f'after step {self._step}'}, a limit that "
+                    "config.stuck_after_seconds sets; a host or the input pipeline is probably "
+                    "hung. Thread stacks are above. "
                 )
                 if self._ends_process:
                     abort(f"{message}Re-run the command to resume from the last checkpoint")
@@ -76,9 +79,10 @@ class Watchdog:
 
 @contextlib.contextmanager
 def section(doing: str, seconds: float) -> Iterator[None]:
-    """Print progress messages during an operation, and abort a command after a time limit.
+    """Print progress messages during an operation, and abort the command if the operation exceeds a
+    time limit.
 
-    Programs other than commands are not aborted; see `Watchdog`.
+    Single-process programs other than commands are not aborted; see `Watchdog`.
 
     Args:
         doing: The operation that the messages name, such as "opening the data".

@@ -79,18 +79,18 @@ class Objective:
         loss: A function ``loss(arrays, **settings)`` that returns the loss and a dict of metrics to
             log. If the objective has a head, the signature is ``loss(arrays, head, **settings)``.
         weight: The default of the config key ``weight``. An objective with weight 0 is inactive.
-        keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Keys with the
-            name of a parameter of ``loss`` are passed to ``loss``; if ``loss`` has a parameter
-            ``**settings``, all keys are passed.
+        keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Each key that
+            is also the name of a parameter of ``loss`` is passed to ``loss``; if ``loss`` has a
+            parameter ``**settings``, all keys are passed.
         head: A function ``head(config, width, **options)`` that builds the objective's own module,
             such as a projector or a learned temperature. ``width`` is the embedding dimension of
             the encoder. ``options`` holds the arguments ``dtype``, ``param_dtype`` and ``rngs`` of
             `flax.nnx` layers. ``head`` is None for an objective without parameters.
         head_name: The name of the head in the parameter tree, which no other head may have;
             ``NAME_head`` by default.
-        relates_rows: Whether the loss compares images of the batch with each other, so that it is
-            not a mean over microbatches. If ``relates_rows`` is True, ``reads`` may hold only
-            fields in `OF_WHOLE_BATCH`.
+        relates_rows: Whether the loss compares images of the batch with each other, so that the
+            loss of a batch is not the mean of the losses of its microbatches. If ``relates_rows``
+            is True, ``reads`` may hold only fields in `OF_WHOLE_BATCH`.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images per batch, or per microbatch if the loss is
             computed separately for each microbatch.
@@ -127,10 +127,15 @@ class Objective:
                 f"it can read {', '.join(sorted(readable))}"
             )
         for name, key in self.keys.items():
-            if not isinstance(key, Key) or name == "weight":
+            if name == "weight":
+                raise ValueError(
+                    "an objective with keys['weight']: set the default weight by the argument "
+                    "weight of Objective instead"
+                )
+            if not isinstance(key, Key):
                 raise ValueError(
                     f"an objective with keys[{name!r}]={key!r}: each value must be a "
-                    "can_jax.utils.settings.Key; set the weight by the argument weight"
+                    "can_jax.utils.settings.Key"
                 )
         for parameter in self._parameters():
             required = parameter.default is parameter.empty and parameter.kind is not VAR_KEYWORD
@@ -179,7 +184,7 @@ def check_names(value: Any) -> None:
 
 
 def at_least_float32(x: Array) -> Array:
-    """Cast an array to float32, or return a float64 array unchanged.
+    """Cast an array to float32, unless it is float64, which is returned unchanged.
 
     Losses are computed in float32 or float64, even if ``model.dtype`` is bfloat16.
     """

@@ -135,9 +135,9 @@ def loss(
     """Compute InfoNCE, or SupCon if ``supervised``, and similarity metrics.
 
     ``contrastive/top1`` is the fraction of rows whose most similar other row is a view of the same
-    image. The arguments from ``decoupled`` to ``exclude_copies`` change how negatives are weighted
-    or excluded, as `can_jax.objectives.negatives` describes. If ``decoupled`` and the later
-    arguments have their defaults, the plain InfoNCE or SupCon loss is compiled.
+    image. The arguments from ``decoupled`` to ``exclude_copies`` change the softmax denominator;
+    `can_jax.objectives.negatives` contains their formulas. If ``decoupled`` and the later arguments
+    have their defaults, the plain InfoNCE or SupCon loss is compiled.
 
     Args:
         arrays: The network outputs and targets of one training step. For SupCon, an image with
@@ -196,12 +196,13 @@ def check(config: Any) -> None:
     """Check that duplicate images can be recognized if ``exclude_copies`` is set.
 
     Raises:
-        UserError: ``exclude_copies`` is set, but the data is streamed, so examples have no index.
+        UserError: ``exclude_copies`` is set, but the data is streamed, so that examples have no
+            index.
     """
     if config.objective.contrastive.exclude_copies and config.data.streaming:
         raise UserError(
-            "config.objective.contrastive.exclude_copies=True: streamed examples have no index; "
-            "set data.streaming=False, or use exclude_above instead"
+            "config.objective.contrastive.exclude_copies=True: streamed examples have no index, by "
+            "which copies are recognized; set data.streaming=False, or use exclude_above instead"
         )
 
 
@@ -216,7 +217,7 @@ OBJECTIVE = Objective(
         "pool": Key(
             "patches",
             Choice(POOLS),
-            "The encoder tokens to average before the projector: patches, all, or the class token.",
+            "The encoder tokens whose mean is the input of the projector: patches, all or class.",
         ),
         "directions": Key(
             "mean",

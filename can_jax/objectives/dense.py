@@ -3,8 +3,8 @@
 
 Each visible patch token of a view is a query. The positive of a query is the token, in another view
 of the image, whose encoder feature is most similar. The negatives of a query are the mean tokens of
-all views of other images in the global batch. DenseCL instead takes the negatives from a queue and
-a momentum encoder.
+all views of other images in the global batch. DenseCL instead takes the negatives from a queue,
+which a momentum encoder fills.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ def loss(arrays: Arrays, head: Any, temperature: float, block: int | None) -> tu
 
     Args:
         arrays: The network outputs and targets of one training step.
-        head: The projector, called once on all patch tokens of the global batch.
+        head: The projector, called once on all visible patch tokens of the global batch.
         temperature: The positive number by which similarities are divided before the softmax.
         block: The number of keys per block of the similarity matrix; None selects the default,
             `can_jax.objectives.rows.block_size`.

@@ -20,7 +20,7 @@ def correlations(rows: Float[Array, "rows width"]) -> Float[Array, "width width"
 
 
 def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
-    """Compute the penalty on dependent dimensions for the pooled embeddings of the global batch.
+    """Compute a penalty on correlated dimensions of the pooled embeddings of the global batch.
 
     - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix (DeCov, arXiv
       1511.06068, which uses the covariance matrix).

@@ -22,7 +22,7 @@ EPSILON = 1e-5  # added to the variance of a target, as in the code of both pape
 
 
 def standardize(tokens: Float[Array, "rows patches width"]) -> Float[Array, "rows patches width"]:
-    """Shift and scale each token to mean 0 and variance 1: LayerNorm without parameters."""
+    """Shift and scale each token to mean 0 and variance 1: LayerNorm without learned parameters."""
     centered = tokens - tokens.mean(axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
     return centered * jax.lax.rsqrt(variance + EPSILON)

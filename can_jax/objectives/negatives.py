@@ -47,7 +47,7 @@ class LogSum(NamedTuple):
     """A log-sum-exp that is accumulated over blocks of keys, with the value ``shift + log(total)``.
 
     Attributes:
-        shift: The largest exponent so far, which carries no gradient.
+        shift: The largest exponent so far; its gradient is stopped.
         total: The sum of ``exp(exponent - shift)`` over the exponents so far.
     """
 
@@ -96,8 +96,7 @@ def contrast_corrected(
     """Compute a contrastive loss with modified negatives over the rows of the global batch.
 
     The module docstring defines the loss. If all negatives of a row are excluded, the denominator
-    of the row holds only its positives. If ``decoupled`` is also set, the loss of a row without
-    negatives is 0.
+    of the row holds only its positives. If ``decoupled`` is also set, the loss of such a row is 0.
 
     Args:
         unit: L2-normalized embeddings, in which the views of an image are adjacent rows.

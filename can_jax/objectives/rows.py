@@ -168,7 +168,7 @@ def key_blocks(rows: Rows, size: int) -> Rows:
 
 
 def projector(config: Any, width: int, **options: Any) -> Projector:
-    """Build the projection head that ``config.model.projector`` describes.
+    """Build a projection head with the settings ``config.model.projector``.
 
     Args:
         config: The configuration.

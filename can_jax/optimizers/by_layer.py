@@ -65,8 +65,8 @@ def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformati
 def is_matrix(name: str, axes: int) -> bool:
     """Return whether Muon, rather than AdamW, updates a parameter.
 
-    Muon updates the weight matrices of hidden layers. AdamW updates vectors, learned tokens, and
-    the first and last layers in `ENDS`.
+    Muon updates the weight matrices of hidden layers. AdamW updates all other parameters, namely
+    vectors, learned tokens, position embeddings, and the first and last layers in `ENDS`.
 
     Args:
         name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.
@@ -79,8 +79,8 @@ def is_matrix(name: str, axes: int) -> bool:
 def matrix_axes(parameters: Tree) -> Tree:
     """Return the input axis and the output axis of each parameter that Muon updates.
 
-    Muon orthogonalizes a separate matrix for each index of the remaining axes. For example, the
-    query, key and value kernels of each attention head are separate matrices.
+    Muon orthogonalizes a separate matrix for each index of the remaining axes, if any. For example,
+    the query, key and value kernels of each attention head are separate matrices.
     """
 
     def axes(path: tuple[Any, ...], leaf: Array) -> optax.contrib.MuonDimensionNumbers:
@@ -95,8 +95,8 @@ def lars(
 ) -> optax.GradientTransformation:
     """Return LARS (arXiv 1708.03888) without the multiplication by the learning rate.
 
-    Biases, normalization scales and learned tokens have no weight decay and no trust ratio, as in
-    VICReg and SimCLR.
+    Only parameters that `can_jax.optimizers.weight_decay.decay_mask` selects have a weight decay
+    and a trust ratio: biases and normalization scales have neither, as in VICReg and SimCLR.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),

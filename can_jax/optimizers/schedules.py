@@ -1,5 +1,5 @@
-"""The learning-rate schedules that `config.schedule.name` can select: registered ones and
-optax's."""
+"""The learning-rate schedules that `config.schedule.name` can select: registered ones and those of
+optax."""
 
 import inspect
 import itertools
@@ -73,8 +73,8 @@ def restarts(
         decay: The ratio of a cycle's peak learning rate to that of the previous cycle.
 
     Raises:
-        ValueError: ``cycles`` is below 1, ``growth`` or ``decay`` is not positive, or a cycle would
-            have no step.
+        ValueError: ``cycles`` is below 1, ``growth`` or ``decay`` is not positive and finite, or a
+            cycle would have no step.
     """
     if cycles < 1 or not 0 < growth < math.inf or not 0 < decay < math.inf:
         raise ValueError(

@@ -91,22 +91,22 @@ def unused_settings(settings: Any) -> list[str]:
 
 
 def transform(settings: Any) -> optax.GradientTransformation:
-    """Return the configured optimizer with weight decay, at a learning rate of 1.
+    """Return the configured optimizer with weight decay, without multiplying by the learning rate.
 
     The train step multiplies the update by the learning rate. Config keys such as ``beta1`` set the
     optimizer's parameters, such as ``b1``. ``optimizer.options`` take precedence over these keys.
 
     If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
-    update. A mask excludes biases, normalization scales and learned tokens from weight decay. If
-    the configured optimizer has a parameter ``weight_decay`` but none for a mask, such as
-    `optax.contrib.prodigy`, its weight decay applies to all parameters.
+    update. The mask `decay_mask` excludes biases, scales, tokens and position embeddings from
+    weight decay. If the configured optimizer has a parameter ``weight_decay`` but none for a mask,
+    such as `optax.contrib.prodigy`, its weight decay applies to all parameters.
 
     Args:
         settings: The config block ``optimizer``.
 
     Raises:
-        UserError: ``optimizer.name`` is unknown or does not return an
-            `optax.GradientTransformation`, or ``optimizer.options`` are not valid for it.
+        UserError: ``optimizer.name`` is unknown, ``optimizer.options`` are not valid for the
+            optimizer, or the named function does not return an `optax.GradientTransformation`.
     """
     function = find_optimizer(settings.name)
     if function is None:
@@ -127,8 +127,8 @@ def transform(settings: Any) -> optax.GradientTransformation:
         ) from error
     if not isinstance(made, optax.GradientTransformation):
         raise UserError(
-            f"config.optimizer.name={settings.name!r} returns a {type(made).__name__}, not an "
-            "optax.GradientTransformation"
+            f"config.optimizer.name={settings.name!r}: the function of this name returns a "
+            f"{type(made).__name__}, but must return an optax.GradientTransformation"
         )
     if "weight_decay" not in taken and settings.weight_decay:
         decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
