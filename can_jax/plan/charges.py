@@ -94,7 +94,8 @@ class Estimate:
         return dict(self._sums("basis"))
 
     def top(self, number: int) -> list[Charge]:
-        """Return the ``number`` instructions that take the most time in a step."""
+        """Return the ``number`` instructions with the largest total times in a step, slowest
+        first."""
         return sorted(self.charges, key=lambda charge: -charge.total)[:number]
 
     def unknown(self) -> list[Charge]:

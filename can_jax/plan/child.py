@@ -42,8 +42,8 @@ def plan_in_child(
             and at most 1; None for 0.4.
 
     Raises:
-        UserError: The topology is unknown, a setting is invalid, or ``mfu`` is given although the
-            compiler of the devices is installed.
+        UserError: The planner failed: for example, the topology is unknown, a setting is invalid,
+            or ``mfu`` is given although the compiler of the devices is installed.
     """
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.py"

@@ -17,7 +17,7 @@ from can_jax.utils.errors import UserError
 def classifier_work(
     protocol: ConfigDict, encoder: ConfigDict, name: str, classes: int
 ) -> tuple[ConfigDict, Work]:
-    """Return the configuration of a classifier's training, and the work of its train step.
+    """Return the configuration of a classifier's training, and the `Work` of its train step.
 
     Args:
         protocol: The resolved configuration of the evaluation.

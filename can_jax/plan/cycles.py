@@ -80,8 +80,8 @@ class _Walk:
         self.program, self._mesh, self._topology, self._clock = program, mesh, topology, clock
 
     def charges(self, name: str, times: int, context: str | None) -> list[Charge]:
-        """Return a `Charge` for each instruction of a computation, including its loops and
-        branches.
+        """Return a `Charge` for each instruction that takes time in a computation. The instructions
+        of loops, of calls and of the slowest branch of a conditional are included.
 
         Args:
             name: The name of the computation.
@@ -252,7 +252,7 @@ class _Schedule:
             self._add(self._walk.single(computation, instruction, self._times, part))
 
     def end(self) -> None:
-        """Count the full time of transfers that another computation finishes."""
+        """Count the full time of transfers that this computation starts but does not finish."""
         for transfer in self._pending.values():
             self._finish(dataclasses.replace(transfer, hidden=0.0))
 

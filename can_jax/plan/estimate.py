@@ -57,7 +57,8 @@ class Plan:
         mesh: The number of devices along each mesh axis.
         parameters: The number of parameters of the model.
         memory: The memory use of one device.
-        flops_per_image: The FLOPs per image per step, computed from the layer sizes.
+        flops_per_image: The FLOPs per image per step, computed from the layer sizes, without
+            recomputed FLOPs.
         recomputed_flops_per_image: The FLOPs per image per step that are recomputed to save memory.
         collectives: The collectives of one step; empty if compilation ran out of memory.
         compile_seconds: The compile time on this machine, in seconds.
@@ -103,12 +104,13 @@ ASSUMED_MFU = 0.4  # for devices whose compiler is not installed
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The kind of train step to plan; each attribute is a function of the configuration.
+    """The kind of train step to plan, as functions that take the configuration.
 
     Attributes:
-        step: Returns the train step.
-        flops: Returns the FLOPs of a step per image, without those of rematerialization.
-        blocks: Returns the size and the sequence length of each transformer with a backward pass.
+        step: A function that returns the train step.
+        flops: A function that returns the FLOPs per image per step, without recomputed FLOPs.
+        blocks: A function that returns the size and the sequence length of each transformer with a
+            backward pass.
     """
 
     step: Callable[[ConfigDict], Steps]
@@ -224,7 +226,8 @@ def write(path: Path, text: str) -> None:
 def needed_bytes(error: Exception) -> int:
     """Return the bytes that a program needs, from the compiler's out-of-memory message.
 
-    The TPU compiler calls them temporaries, but its number includes the arguments and the outputs.
+    The message of the TPU compiler calls these bytes temporaries, but the number includes the
+    arguments and the outputs.
 
     Raises:
         Exception: ``error`` itself, unless it is an out-of-memory error that states the bytes.

@@ -1,4 +1,4 @@
-"""The properties of GPUs, with which XLA's GPU compiler runs on machines without a GPU."""
+"""The properties of GPUs that XLA's GPU compiler requires on machines without a GPU."""
 
 import dataclasses
 import importlib.util
@@ -144,7 +144,8 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
     """Return the devices for XLA's GPU compiler, which can compile on a machine without a GPU.
 
     Call this function before JAX initializes a backend. It sets the environment variables
-    `SKIP_CHECK` and `XLA_FLAGS`, which `can_jax.plan.topology.planning` restores.
+    ``JAX_SKIP_CUDA_CONSTRAINTS_CHECK`` and ``XLA_FLAGS``, which `can_jax.plan.topology.planning`
+    restores.
 
     Args:
         name: The name of the GPU, a key of `GPUS`.

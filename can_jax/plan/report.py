@@ -42,7 +42,7 @@ def length(config: ConfigDict, examples: int, rate: float) -> int:
     Args:
         config: The configuration of the planned run.
         examples: The number of images in an epoch.
-        rate: The expected throughput in images per second.
+        rate: The expected throughput in images per second, read only if `total_minutes` is set.
     """
     if config.total_minutes is not None:
         return round(60 * config.total_minutes * rate)
@@ -84,7 +84,8 @@ def as_json(
 ) -> dict[str, Any]:
     """Return all values of a plan, as `can-jax plan --json` prints them.
 
-    Sizes are bytes per device, and times are seconds unless the key names another unit.
+    Memory and the results of collectives are in bytes per device. Times are in seconds unless the
+    key names another unit.
 
     Args:
         plan: The plan.

@@ -183,9 +183,9 @@ def _written(called: Computation, root: Instruction) -> int:
 def flops(program: Program, computation: Computation, instruction: Instruction) -> float | None:
     """Return the FLOPs of the matrix products of an instruction, or None if they are unknown.
 
-    Elementwise operations count as 0 FLOPs, since their time depends on memory traffic. The FLOPs
-    are known for custom calls with a ``cost_estimate``, as in Pallas, for calls of cuBLAS, and for
-    cuDNN's attention.
+    Elementwise operations count as 0 FLOPs, since their time depends on memory traffic. Among
+    custom calls, the FLOPs are known for calls with a ``cost_estimate``, as in Pallas, for matrix
+    products of cuBLAS, and for cuDNN's attention.
 
     Args:
         program: The program that contains the instruction.

@@ -89,7 +89,7 @@ def fit_mesh(config: ConfigDict, devices: int) -> str | None:
 
 
 def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
-    """Yield the choices that divide the devices and the batch evenly.
+    """Yield the choices whose mesh and microbatches divide the devices and the batch evenly.
 
     `mesh.fsdp` is a power of two up to `LARGEST_FSDP`, and `mesh.tensor` is unchanged.
     """
@@ -102,8 +102,9 @@ def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
 
 
 class Search:
-    """A search that compiles choices of settings that are predicted to fit, fastest first.
+    """A search that compiles choices of settings, to find the fastest step that fits in memory.
 
+    The next choice has the fastest predicted step among those that are predicted to fit in memory.
     Each compilation refines the predictions for the remaining choices.
 
     Args:
@@ -193,7 +194,8 @@ class Search:
 
     @property
     def _slowness(self) -> float:
-        """The estimated compute time of the last choice, divided by its time at the assumed MFU."""
+        """The estimated compute time of the last choice, divided by its time at the assumed MFU; 1
+        without an estimate."""
         last = self.attempts[-1]
         if last.plan.estimate is None:
             return 1.0

@@ -1,7 +1,7 @@
 """Topologies of devices that are not attached.
 
-The TPU compiler describes TPU slices, and the GPU compiler describes GPUs. If the GPU compiler is
-not installed, the step is compiled for CPU devices instead of GPUs.
+The TPU compiler provides the devices of TPU slices, and the GPU compiler those of GPUs. If the GPU
+compiler is not available, the step is compiled for CPU devices instead of GPUs.
 """
 
 import contextlib
@@ -52,7 +52,8 @@ class Topology:
         slices: The number of TPU slices, which are connected by slower links.
         exact: Whether the step is compiled for the real kind of device instead of CPU devices.
         hosts: Whether the fast network ends at the boundary of a host, as for GPUs.
-        stand_in: A remedy if CPU devices replace GPUs whose compiler is not available, else empty.
+        stand_in: The remedy for a missing GPU compiler, if CPU devices replace the GPUs; else
+            empty.
     """
 
     name: str
@@ -95,11 +96,12 @@ class Topology:
 
 @contextlib.contextmanager
 def planning() -> Iterator[None]:
-    """Let JAX compile for devices that are not attached; restore its settings at the end.
+    """Let JAX compile for devices that are not attached, and restore JAX's settings afterwards.
 
-    Inside the context, JAX uses the CPU only, and no compilation cache, which cannot load programs
-    for devices that are not attached. If the process has not used JAX before, JAX drops its devices
-    and compiled programs when the context ends. The process can then use its own devices.
+    Inside the context, JAX uses only the CPU. The compilation cache is disabled, since it cannot
+    load programs for devices that are not attached. If the process has not used JAX before, JAX
+    drops its devices and compiled programs when the context ends. The process can then use its own
+    devices.
     """
     unused, devices = not _is_jax_used(), getattr(jax.config, CPU_DEVICES)
     with (
@@ -136,7 +138,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
             by ``slices``.
 
     Raises:
-        UserError: The name is invalid, or the TPU compiler is not installed.
+        UserError: The name is invalid, the TPU compiler is not installed or refuses the topology,
+            or the required number of CPU devices differs from that of an initialized JAX.
     """
     parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
@@ -157,7 +160,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         return Topology(name, jax.devices(), _this_cpu(), shape, slices, exact=False)
     near = difflib.get_close_matches(kind, [*TPUS, *GPUS, "cpu"], n=1, cutoff=0.0)[0]
     raise UserError(
-        f"--topology={name}: unknown device {kind!r}; did you mean {near}, as in {EXAMPLES}?"
+        f"--topology={name}: unknown device {kind!r}; did you mean {near}? Examples are {EXAMPLES}"
     )
 
 
@@ -177,7 +180,7 @@ def _make_devices(count: int) -> None:
 
 
 def _this_cpu() -> Chip:
-    """Return a CPU device's measured FLOP/s, share of memory, and assumed link bandwidths."""
+    """Return the measured FLOP/s, memory share and assumed link bandwidths of a CPU device."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32"), memory, 10e9, 1e9)
 
@@ -199,7 +202,7 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
     axes, largest = GRIDS[kind]
     if not 2 <= len(shape) <= axes:
         raise UserError(
-            f"--topology={name}: give the grid of the chips of a slice along "
+            f"--topology={name}: give the number of chips of a slice along each of "
             f"{'two' if axes == 2 else 'two or three'} axes, such as {kind}:{'x'.join('2' * axes)}"
         )
     if math.prod(shape) > largest:

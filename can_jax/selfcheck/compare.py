@@ -33,7 +33,7 @@ SHIPPED = Path(__file__).with_name("reference.npz")  # from `tests/helpers/write
 
 
 def tolerance(quantity: str, x64: bool) -> float:
-    """Return the largest relative error at which a quantity passes the comparison."""
+    """Return the largest error at which a quantity passes the comparison."""
     if x64:
         return 1e-8
     return 1e-3 if quantity.startswith("grad/") else 1e-4
@@ -120,9 +120,9 @@ def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     """Return the relative error of each quantity.
 
     A relative error is the largest absolute difference, divided by the largest absolute reference
-    value. For a gradient, the divisor is at least 1e-6 times the largest absolute gradient.
-    Gradients are compared array by array, and only the largest error of each block or module is
-    returned.
+    value. For a gradient, the divisor is at least 1e-6 times the largest absolute gradient. If the
+    divisor is 0, the difference is not divided. Gradients are compared array by array, and only the
+    largest error of each block or module is returned.
 
     Args:
         computed: The quantities that this installation computed, by name.
@@ -165,8 +165,7 @@ def group_of(name: str) -> str:
 
 
 def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
-    """Return the largest absolute difference of each fixed position embedding from that in the
-    file."""
+    """Return the largest absolute error of each fixed position embedding that the file holds."""
     widths = {"pos_embed": config.model.width, "decoder_pos_embed": config.model.decoder.width}
     worst = {}
     for name, width in widths.items():
@@ -197,14 +196,15 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     Args:
         path: The path of the reference file.
         x64: Whether to compute in double precision, which the caller must have enabled in JAX.
-        weights_path: The path of a weight file whose arrays replace those of the reference file, or
-            None.
+        weights_path: The path of a weight file whose parameters replace those of the reference
+            file, except the position embedding of the encoder; None for no such file.
 
     Returns:
         A dict with ``max_relative_error`` and ``tolerance`` by quantity, ``passed``, and
-        ``weights``. ``passed`` is True if no error exceeds its tolerance. In ``weights``, ``taken``
-        is the number of parameters from ``weights_path``, and ``of`` is the number of all
-        parameters. ``left_over`` names the unused arrays in ``weights_path``.
+        ``weights``. The errors of position embeddings are absolute. ``passed`` is True if no error
+        exceeds its tolerance. In ``weights``, ``taken`` is the number of parameters from
+        ``weights_path``, and ``of`` is the number of all parameters. ``left_over`` names the unused
+        arrays in ``weights_path``.
 
     Raises:
         UserError: A file cannot be read, or does not match the network.

@@ -88,7 +88,7 @@ def devices() -> list[Finding]:
 
 
 def limits() -> list[Finding]:
-    """Return a `Finding` each for cores, file descriptors, main memory and shared memory."""
+    """Return a `Finding` for each of cores, file descriptors, main memory and shared memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = ""
     if 0 <= soft < FEWEST_DESCRIPTORS:
@@ -141,7 +141,7 @@ def file_systems() -> list[Finding]:
 
 
 def speeds() -> list[Finding]:
-    """Measure the speed of a matrix product, of a copy to a device and of JPEG decoding."""
+    """Measure the speeds of a matrix product, a copy to a device and JPEG decoding."""
     attached = attached_devices()
     dtype = "bfloat16" if attached.bfloat16 else "float32"
     size = 1024 if attached.platform == "cpu" else 8192
@@ -174,7 +174,7 @@ def speeds() -> list[Finding]:
 
 
 def repeated(action: Callable[[], Any]) -> float:
-    """Return how often per second an action can be called, after one call to warm up."""
+    """Return the number of calls of an action per second, after one call to warm up."""
     action()
     start, times = time.perf_counter(), 0
     while (seconds := time.perf_counter() - start) < SECONDS:

@@ -58,7 +58,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     Args:
         plan: The plan of the study, which holds the configuration of the evaluation.
         run: The finished run to evaluate.
-        workdir: The directory of the run, to which the evaluation is written.
+        workdir: The directory of the run, in whose folder ``evaluation`` the evaluation is stored.
 
     Returns:
         The result to store as JSON, and the content of each picture by file name. Pictures are
@@ -138,7 +138,7 @@ class Driver:
     def name_of(self, run: Run) -> str | None:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
-        The file name contains a hash of all settings. An older version of the package had fewer
+        The file name contains a hash of the settings. An older version of the package had fewer
         settings, so its results have other hashes. Such results are found by their stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
@@ -170,9 +170,9 @@ class Driver:
     def missing(self) -> Iterator[Run]:
         """Yield the runs that can be trained now, without those that have a result.
 
-        A tuned arm first tries each learning rate, with seed 0. Any other arm waits until the rate
-        of the earlier arm that it follows is selected. As soon as the rate of an arm is known, the
-        arm has one run per seed.
+        A tuned arm first has one run per learning rate, with seed 0. An arm that is not tuned
+        inherits its rate, and has no runs until that rate is selected. Once its rate is selected,
+        an arm has one run per seed.
         """
         for arm in self.plan.arms.values():
             runs: list[Run] = []
@@ -216,7 +216,8 @@ class Driver:
         """Return the run of an arm at its best learning rate with seed 0.
 
         The best rate has the highest accuracy on held-out training examples. Return None until all
-        learning rates have results. If the study has one learning rate, it needs no result.
+        learning rates have results. If the study has one learning rate, that rate is used without a
+        result.
         """
         rates = self.plan.learning_rates
         best = rates[0] if len(rates) == 1 else _best(self.tried(arm))
@@ -226,8 +227,8 @@ class Driver:
         """Return an arm's accuracies on held-out training examples in percent, by learning rate.
 
         The accuracy is None for a learning rate without a result. If a study has several rates,
-        twice the largest or half the smallest rate is added until the best rate lies between
-        others.
+        twice the largest or half the smallest rate is added until the best rate is neither the
+        largest nor the smallest.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -252,8 +253,8 @@ class Driver:
         return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """Yield a line per arm: the number of learning rates tried or, once the best one is known,
-        the number of completed runs."""
+        """Yield a line per arm with its number of completed runs, or with the number of learning
+        rates that have a result if the best rate is not yet known."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
                 tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())

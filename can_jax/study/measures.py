@@ -40,11 +40,12 @@ class Measure:
         return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # Adding 0.0 avoids "-0.0".
 
     def mean(self, results: list[Result]) -> float:
-        """Return the mean over seeds."""
+        """Return the mean of the metric over results, one per seed."""
         return statistics.mean(map(self.of, results))
 
     def spread(self, results: list[Result]) -> str:
-        """Format the mean over seeds, with the standard deviation if there are several seeds."""
+        """Format the mean of the metric over results, one per seed; append the standard deviation
+        if there are several results."""
         mean = self.format(self.mean(results))
         if len(results) < 2:
             return mean

@@ -34,9 +34,9 @@ class Arm:
         changes: The changes to the study's recipe, by dotted key.
         like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
             not tuned also inherits the learning rate.
-        tuned: Whether to select the learning rate. All rates of the study are tried with seed 0. If
-            the study has one rate, it is used without a trial.
-        seeds: The number of runs at the selected learning rate, whose seeds are 0, 1 and so on.
+        tuned: Whether to select the learning rate by trial instead of inheriting it. All rates of
+            the study are tried with seed 0. If the study has one rate, it is used without a trial.
+        seeds: The number of runs at the selected learning rate. Their seeds are 0, 1 and so on.
         equal_flops: Whether to train for as many FLOPs as the reference arm, instead of for as many
             images.
         untrained: Whether to evaluate the encoder with its random initial weights, as a baseline.
@@ -82,9 +82,9 @@ class Plan:
         study: The configuration of a study, such as those in `configs/study`.
 
     Raises:
-        UserError: An arm is invalid or refers to an arm that does not precede it, the evaluation
-            has no metrics to compare or cannot select one of several learning rates, or the recipe
-            has no kNN probe.
+        UserError: An arm is invalid or refers to an arm that does not precede it, the reference is
+            not an arm, the evaluation has no metrics to compare or no accuracy to select one of
+            several learning rates, or the recipe has no kNN probe.
     """
 
     def __init__(self, study: ConfigDict):
@@ -113,7 +113,7 @@ class Plan:
                 raise UserError(f"config.arms: {entry}: {error}") from error
             refuse(f"arms: {arm.name}: seeds", arm.seeds, SEEDS)
             if arm.name in self.arms:
-                raise UserError(f"config.arms: two arms are named {arm.name!r}")
+                raise UserError(f"config.arms: two arms are named {arm.name!r}: rename one")
             if arm.like is not None and arm.like not in self.arms:
                 raise UserError(
                     f"config.arms: {arm.name!r}: like={arm.like!r} is not the name of an earlier "

@@ -88,8 +88,8 @@ class Report:
         return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
     def _method_results(self) -> dict[str, list[Result]]:
-        """Return the results of all arms except trained variants of the reference arm, by arm
-        name."""
+        """Return the results by arm name, for the arms that have any and are not trained variants
+        of the reference arm."""
         choices = self._singles()
         arms = [arm for arm in self._plan.arms.values() if arm not in choices]
         return {arm.name: self._results[arm.name] for arm in arms if self._results[arm.name]}

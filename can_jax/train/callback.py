@@ -29,7 +29,7 @@ class PeriodicAction(NamedTuple):
         saves_first: Whether the run saves a checkpoint before each call. If ``saves_first`` is
             True, a run that is killed during a long evaluation repeats no training steps when it
             resumes. After a stop signal, actions with ``saves_first`` are not called;
-            ``on_train_start`` of the resumed run can make up for them.
+            ``on_train_start`` of the resumed run can call them instead.
     """
 
     every: int
@@ -60,7 +60,8 @@ class Callback:
         """Run after a rollback to an earlier step, from which training continues."""
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Run after the last step; ``seconds`` is the total training time over all starts."""
+        """Run after the last step; ``seconds`` is the total training time of all starts of the run,
+        in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
