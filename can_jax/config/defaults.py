@@ -366,7 +366,8 @@ RECIPE: Table = {
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),
         "keep_every_steps": Key(
-            None, COUNT, "Checkpoints at multiples of this step are also retained.", unit="steps"
+            None, COUNT, "Checkpoints at multiples of this step are saved, and never deleted.",
+            unit="steps",
         ),
     },
     "probe": {

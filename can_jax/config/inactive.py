@@ -10,6 +10,7 @@ from can_jax.objectives import head_names, reads
 
 Condition = Callable[[ConfigDict], Any]  # whether the keys have an effect, by truth value
 
+ENCODED = ("folder", "tfds", "tfrecord", "webdataset")  # the sources with encoded images
 OF_SOURCES = {
     "name": ("tfds",),
     "image_key": ("tfrecord", "tfds"),  # with tfds, `can_jax.data.sources.registry` warns
@@ -17,6 +18,8 @@ OF_SOURCES = {
     "shapes_count": ("shapes",),
     "mixture": (),
     "options": (),
+    "cache_gb": ENCODED,
+    "disk_cache": ENCODED,
     "path": ("arrays", "folder", "tfds", "tfrecord", "webdataset"),
 }
 # The sources that read nothing else of the keys above. Sources of users may read any, and the parts

@@ -194,7 +194,8 @@ class Loop:
             due = [action for action in actions if step % action.every == 0 or last]
             # Saved before the evaluations: a run killed during them need not repeat the steps.
             evaluates = any(action.saves_first for action in due)
-            regular = step % config.checkpoint.every_steps == 0 or evaluates or last or stop
+            intervals = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+            regular = evaluates or last or stop or any(n and step % n == 0 for n in intervals)
             if self.pace and last:
                 self.pace.finish(step)
             if regular or self._minutes_passed(step):

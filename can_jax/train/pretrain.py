@@ -28,13 +28,14 @@ from can_jax.data.sources.registry import open_source
 from can_jax.distributed.hardware import attached_devices
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
+from can_jax.models.backbones import decoder_size, encoder_size
 from can_jax.models.patch_embed import embedding_kind
 from can_jax.models.variant import PLAIN, variant_of
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.trackers import check_trackers
 from can_jax.monitoring.watchdog import LONG, section
-from can_jax.objectives import active
+from can_jax.objectives import active, reads
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callback import RunContext
@@ -141,6 +142,7 @@ def prepare(
     for key, reason in inactive(config, given):
         logging.warning("config.%s has no effect: %s", key, reason)
     warn_of_repeats(config, source)
+    warn_of_unsplit_heads(config, mesh)
     times = make_run_length(config, source.examples)
     every = config.figures.every_steps
     if every and not times.figures_every and is_given("figures.every_steps", given):
@@ -344,6 +346,21 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
                 "contains copies of images%s; use a config.batch_size of at most %d",
                 name, examples, round(drawn), negatives if compared * share > examples else "",
                 config.batch_size * examples / drawn,
+            )  # fmt: skip
+
+
+def warn_of_unsplit_heads(config: ConfigDict, mesh: Mesh) -> None:
+    """Log a warning if attention is not split over the mesh axis `tensor`."""
+    tensor = mesh.shape["tensor"]
+    sizes = {"model": encoder_size(config.model)}
+    if reads(config.objective.to_dict()) & {"prediction", "decoded"}:
+        sizes["model.decoder"] = decoder_size(config.model)
+    for name, size in sizes.items():
+        if size.heads % tensor:
+            logging.warning(
+                "config.mesh.tensor=%d does not divide the %d attention heads of config.%s: each "
+                "of the %d devices computes all heads; a divisor of %d splits them",
+                tensor, size.heads, name, tensor, size.heads,
             )  # fmt: skip
 
 

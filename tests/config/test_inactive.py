@@ -27,6 +27,8 @@ def keys_of(table, prefix=""):
         ),
         ({}, "data.mixture", "config.data.source is"),
         ({}, "data.image_key", "config.data.source is"),
+        ({}, "data.cache_gb", "config.data.source is"),
+        ({}, "data.disk_cache", "config.data.source is"),
         ({}, "data.window", "config.data.streaming is False"),
         ({}, "data.disk_cache_gb", "config.data.disk_cache is not set"),
         ({"augment__jitter": 0.0}, "augment.hue", "config.augment.jitter is 0"),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config import default_config
 from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.registry import open_source
@@ -166,13 +167,38 @@ def test_checkpoints_are_made_by_time_too(recipe, tmp_path, monkeypatch):
     stand_in = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
     monkeypatch.setattr(loop, "time", stand_in)
     options = ["checkpoint.every_steps=100000", "checkpoint.every_minutes=0.33", *QUIET]
+    saved, save = [], Checkpointer.save
+
+    def record(self, step, *arguments, **options):
+        saved.append(step)
+        return save(self, step, *arguments, **options)
+
+    monkeypatch.setattr(Checkpointer, "save", record)
     with counting_steps():
-        done = run_in_process(recipe, tmp_path, *options, "checkpoint.keep_every_steps=1")
+        done = run_in_process(recipe, tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {2, 4, 6}
+    assert saved == [2, 4, 6]
     log = (tmp_path / "log.txt").read_text()
     lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     assert len(lines) == 6 and all(line in log for line in lines)
+
+
+def test_checkpoints_to_retain_are_saved(recipe, tmp_path):
+    """Multiples of `keep_every_steps` need not be multiples of `every_steps`."""
+    options = ["checkpoint.every_steps=4", "checkpoint.keep_last=1", *QUIET]
+    with counting_steps():
+        done = run_in_process(recipe, tmp_path, *options, "checkpoint.keep_every_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {3, 6}
+
+
+def test_mesh_that_does_not_split_the_heads_is_named(recipe, tmp_path):
+    axes = ["mesh.data=1", "mesh.tensor=4", "model.heads=2", "model.decoder.heads=4"]
+    with counting_steps():
+        done = run_in_process(recipe, tmp_path, *axes, *QUIET, devices=4)
+    assert done.returncode == 0, done.stderr
+    assert "mesh.tensor=4 does not divide the 2 attention heads of config.model:" in done.stderr
+    assert "config.model.decoder" not in done.stderr
 
 
 def test_sigterm_saves_exits_75_and_goes_on(recipe, tmp_path):
