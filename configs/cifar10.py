@@ -3,8 +3,8 @@
     python -m can_jax.main --config=configs/cifar10.py --workdir=runs/cifar10 \
         --config.data.path=/data/cifar10
 
-`data.path` holds `train*.npz` and `test*.npz` with `images` (n, 32, 32, 3) and `labels`. With TFDS
-instead: `--config.data.source=tfds --config.data.name=cifar10`.
+`data.path` holds `train*.npz` and `test*.npz` with `images` (n, 32, 32, 3) and `labels`. For TFDS,
+set `--config.data.source=tfds --config.data.name=cifar10` instead.
 
 The network is narrow, and the contrastive loss has a larger weight than in the paper, so that
 twenty minutes show an effect.

@@ -3,11 +3,11 @@
     python -m can_jax.main --config=configs/cifar10_methods.py:vicreg --workdir=runs/vicreg \
         --config.data.path=/data/cifar10
 
-The variants are those of `can_jax.config.baselines.METHODS`: `simclr` (the default), `dcl`,
-`debiased`, `hard_negatives`, `siglip`, `vicreg`, `barlow_twins`, `mec`, `can_koleo`, `latents`,
-`can_latents`, `densecl`. The encoder, the data and the schedule are those of `configs/cifar10.py`,
-for three epochs. The heads are narrower than in the papers, whose settings docs/objectives.md
-lists.
+The variants are those of `can_jax.config.baselines.METHODS`: `can`, `mae`, `simclr` (the default),
+`dcl`, `debiased`, `hard_negatives`, `siglip`, `vicreg`, `barlow_twins`, `mec`, `densecl`,
+`latents`, `can_latents`, `can_koleo`, `simclr_disentangled`. The encoder, the data and the schedule
+are those of `configs/cifar10.py`, but a run has three epochs. The heads are narrower than in the
+papers; docs/objectives.md lists the settings of the papers.
 
 Hardware: two CPU cores, about seven minutes per variant.
 Result: not measured; `configs/study/objectives.py` compares the methods.

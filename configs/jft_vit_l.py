@@ -12,12 +12,13 @@ stopped early has not decayed.
 `data.path` names tars of images (WebDataset), at least one for each process. No labels are needed.
 TFRecords are read with `--config.data.source=tfrecord`. Shards are streamed from start to end,
 which needs no index, but excludes probes and figures. `data.examples` is the approximate number of
-images; only the logged epochs depend on it. `--config.data.streaming=False` reads by an index
-instead.
+images; only the logged epochs depend on it. `--config.data.streaming=False` reads the shards in
+random order instead, by byte offset.
 
 Hardware: 432 GFLOP per image and step. 5000 epochs are 2.8e21 FLOP and 1.56 million steps, on 64
 H100 at 50 % of their peak about a day; 800 are 4.4e20 FLOP, about four hours (arithmetic, not a
-measurement). The table of slices in `configs/vit_l.py` also applies here: the step is the same.
+measurement). The table of slices in `configs/vit_l.py` also applies here: the train step is the
+same.
 
 Result: linear probe on ImageNet-1k (%) by epochs on JFT-300M, from the paper (Table 2), with SimCLR
 and MAE by the same authors:

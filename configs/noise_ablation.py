@@ -17,7 +17,7 @@ Result: according to a summary of the paper (Table 1 and section 3.4), `noise` i
 denoising branch, with patches of 8 px and 1.5 epochs. The variants do not differ clearly there:
 44.8, 44.8, 45.3 and 45.0 % linear top-1 (`docs/study.md`). In that form the denoising loss stayed
 above that of predicting no noise, so the study cannot confirm the order. The default form, which
-learns, was not measured in this ablation.
+learns to predict the noise, was not measured in this ablation.
 """
 
 from ml_collections import ConfigDict

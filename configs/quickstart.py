@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     config.model.update(
         size="Ti", width=96, depth=4, heads=3, patch_size=8, dtype="float32", scan=False
     )
-    # In the first epochs, whitening lowers the denoising loss faster, the contrastive loss slower.
+    # In the first epochs, whitening speeds up the fall of the denoising loss, but slows down the
+    # fall of the contrastive loss.
     config.model.patch_embed = "linear"
     config.model.decoder.update(width=64, depth=1, heads=4)
     config.model.projector.update(layers=2, hidden=256)

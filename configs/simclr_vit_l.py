@@ -3,9 +3,10 @@
     python -m can_jax.main --config=configs/simclr_vit_l.py --workdir=runs/simclr_vit_l \
         --config.data.path=/data/imagenet
 
-A step sees two whole views, with the contrastive loss of arXiv 2002.05709; no decoder is built. As
-in google-research/simclr, the projection head ends in a BatchNorm without bias, and the loss is the
-sum over both directions. The head's three layers and the colors are those of CAN.
+A step sees two unmasked views, with the contrastive loss of arXiv 2002.05709; no decoder is built.
+As in google-research/simclr, the projection head ends in a BatchNorm without bias, and the loss is
+the sum over both directions. The three layers of the head and the color augmentation are those of
+CAN.
 
 Hardware: 739 GFLOP per image and step, 1.72 times CAN's; 800 epochs of ImageNet-1k are 7.6e20 FLOP,
 on 64 H100 at 50 % of their peak about seven hours (arithmetic, not a measurement).

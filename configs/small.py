@@ -4,9 +4,9 @@
     python -m can_jax.main --config=configs/small.py --workdir=runs/small \
         --config.data.path=/data/photos
 
-This is the recipe that `can-jax train` selects on a CPU. The command sets the sizes of views and
-patches for the images. As in `configs/cifar10.py`, the contrastive loss has a larger weight and the
-learning rate is higher than in the paper, so that a run of minutes shows an effect.
+`can-jax train --data` selects this recipe on a CPU, and adapts the sizes of views and patches to
+the images. As in `configs/cifar10.py`, the contrastive loss has a larger weight and the learning
+rate is higher than in the paper, so that a run of minutes shows an effect.
 
 Hardware: two CPU cores; 370 images/s at 32 px.
 Result: not measured. Width, depth, heads, decoder and projector are those of `configs/cifar10.py`.

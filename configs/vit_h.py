@@ -7,8 +7,8 @@
 
 Hardware: 1.1 TFLOP per image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. The table
 lists plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. Both
-fit. The compilers estimate the step; the expected step, the rate and the days follow from the
-calibration in `docs/plan.md`:
+fit into memory. The compilers estimate the time of a step; the expected time, the rate and the
+days follow from the calibration in `docs/plan.md`:
 
     slice      settings  memory of a device  estimated  expected  images/s  days
     v5e:16x16  -         7.6 of 15.8 GiB     0.214 s    0.240 s   17,100    0.70

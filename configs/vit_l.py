@@ -7,9 +7,9 @@
 on JFT-300M is `configs/jft_vit_l.py`.
 
 Hardware: 432 GFLOP per image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. The table lists
-plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. All fit. The
-compilers estimate the step; the expected step, the rate and the days follow from the calibration in
-`docs/plan.md`:
+plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. All fit into
+memory. The compilers estimate the time of a step; the expected time, the rate and the days follow
+from the calibration in `docs/plan.md`:
 
     slice      settings  memory of a device  estimated  expected  images/s  days
     v5e:16x16  -         3.6 of 15.8 GiB     0.084 s    0.095 s   43,300    0.27

@@ -3,7 +3,7 @@
     python -m can_jax.evaluate --config=configs/eval/disentanglement.py \
         --checkpoint=runs/quickstart --workdir=runs/quickstart_disentanglement
 
-The data has to be of the source `shapes`, or of a source of your own with `factors()`. For an
+The data source must be `shapes`, or a source of your own that defines `factors()`. For an
 encoder that was trained on other data, add `--config.data.source=shapes`.
 
 Hardware: any; a minute on two CPU cores.

@@ -4,9 +4,9 @@
         --workdir=runs/vit_l_fewshot --config.data.source=folder \
         --config.data.path=/data/imagenet --config.data.test_split=val
 
-Further data sets are dicts of keys of `data`: `--config.fewshot.datasets="({'name': 'pets', 'path':
-'/data/pets', 'test_split': 'test'},)"`. As in big_vision, the ridge penalty is 1024, and a constant
-feature is appended.
+Each further data set is a dict with keys of `data`: `--config.fewshot.datasets="({'name': 'pets',
+'path': '/data/pets', 'test_split': 'test'},)"`. As in big_vision, the ridge penalty is 1024, and a
+constant feature is appended.
 
 Hardware: any; CIFAR-10 takes a minute on two CPU cores.
 Result: measured on the checkpoint of `configs/cifar10.py`: 24.8, 31.5, 36.9 and 42.8 % for 1, 5, 10

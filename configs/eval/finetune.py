@@ -1,10 +1,10 @@
-"""Fine-tuning on a small labeled data set: encoder and head, crops and flips only.
+"""Fine-tuning of encoder and head on a small labeled data set, with crops and flips only.
 
     python -m can_jax.evaluate --config=configs/eval/finetune.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_finetuned
 
-Re-running the command resumes a killed or preempted run. `finetune_imagenet_b.py`, `_l.py` and
-`_h.py` have MAE's settings for ImageNet.
+Re-running the command resumes a killed or preempted run. `finetune_imagenet_b.py`,
+`finetune_imagenet_l.py` and `finetune_imagenet_h.py` have MAE's settings for ImageNet.
 
 Hardware: two CPU cores, 500 images/s with the encoder of `configs/cifar10.py`.
 Result: measured on the checkpoint of `configs/cifar10.py` with `--config.classify.total_epochs=2`:

@@ -3,8 +3,8 @@
     python -m can_jax.evaluate --config=configs/eval/health.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_health
 
-Alignment is measured between two views, augmented as in pretraining. kNN accuracy is reported per
-class, too.
+Alignment is measured between two views of an image, augmented as in pretraining. The report also
+lists the kNN accuracy of each class.
 
 Hardware: any; CIFAR-10 takes two minutes on two CPU cores.
 Result: measured on the checkpoint of `configs/cifar10.py`: effective rank 34.2 of 96, alignment

@@ -4,7 +4,8 @@
         --workdir=runs/cifar10_knn
 
 By default the data is that of the run. `knn/top1` is the test accuracy of the settings that are
-best on a held-out tenth of the training examples. The bank then holds all training examples.
+best on a held-out tenth of the training examples. For this test, the bank holds all training
+examples.
 
 Hardware: any; CIFAR-10 takes a minute on two CPU cores, most of it for the encoder.
 Result: measured on the checkpoint of `configs/cifar10.py`: 60.6 %, untrained encoder 33.3 %.

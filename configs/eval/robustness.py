@@ -11,13 +11,13 @@
             {'kind': 'real', 'path': '/data/imagenet/val', 'labels': '/data/real.json'},
             {'kind': 'objectnet', 'path': '/data/objectnet-1.0'})"
 
-The checkpoint is a classifier of `finetune*.py` or `linear_imagenet.py`, or an encoder. For an
-encoder the command first trains the best linear head.
+The checkpoint is an encoder, or a classifier that `finetune*.py` or `linear_imagenet.py` trained.
+For an encoder the command first trains a linear head, as `linear.py` does.
 
 Hardware: 75 passes over the test images; one core processes a few hundred small images per second.
 Result: measured on `configs/cifar10.py` after two epochs of fine-tuning, on 500 test images: 64.6 %
-clean, 58.4 % as the mean of all corruptions and severities, calibration error 9.4 %. The version of
-fog that was measured was too rough, and has been corrected since.
+clean, 58.4 % as the mean of all corruptions and severities, calibration error 9.4 %. In that
+measurement the corruption fog was too rough; it has been corrected since.
 """
 
 from ml_collections import ConfigDict
