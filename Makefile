@@ -4,8 +4,8 @@
 # make test-trackers  run the tests that need the clients of W&B, MLflow and Aim
 # make test-torch     run the tests that need PyTorch
 # make test-remote    run the tests with servers of S3 and Google Cloud Storage, and with a Ray cluster
-# make test-gpu       compile the step for GPUs, without one, and compare its costs (Python 3.12)
-# make docs           make the documentation's site in build/site; warnings are errors
+# make test-gpu       compile the step for GPUs (none is needed), and check its kernels and traffic (Python 3.12)
+# make docs           build the documentation's site in build/site; warnings are errors
 # make test-browser   run the test that needs Chromium; installs it with apt-get (as root) if it is missing
 # make constraints    update the tested versions of the dependencies
 #
@@ -19,8 +19,8 @@ CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
 TORCH := '.[test,torch]'
 
-# Installs the package with its extras $(1), and what else $(2) names. Prints a dot every two seconds,
-# since pip says nothing for minutes.
+# Installs the package with its extras $(1), and with the options and packages of $(2) if given. Prints
+# a dot every two seconds, since pip prints nothing for minutes.
 define install
 @echo "installing $(1) into $(VENV); this usually takes one to five minutes"
 @$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable $(1) $(2) & \

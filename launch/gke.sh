@@ -17,7 +17,7 @@ on() {
 }
 : "${NAME:?set NAME, the name of the JobSet}" "${IMAGE:?set IMAGE, an image with can_jax installed}"
 : "${ACCELERATOR:?set ACCELERATOR, such as tpu-v5-lite-podslice}"
-: "${TOPOLOGY:?set TOPOLOGY, such as 16x16}" "${HOSTS:?set HOSTS, the machines of a slice}"
+: "${TOPOLOGY:?set TOPOLOGY, such as 16x16}" "${HOSTS:?set HOSTS, the number of machines of a slice}"
 here=$(cd "$(dirname "$0")" && pwd)
 
 # The command's arguments as a YAML list in one line. JSON strings are YAML strings, except for

@@ -9,8 +9,8 @@
 #
 # If a process fails, the script stops the others. It restarts all of them after a preemption: exit
 # code 75 (stopped and saved) or 143 (stopped before the first line of the program). After an
-# unexpected error, a hang (exit code 70) or the death of a process, it restarts them up to RETRIES
-# times, 3 by default. Ctrl-C saves the run and exits with code 130; a second Ctrl-C kills it.
+# unexpected error or a hang (exit code 70), or if a signal killed a process, it restarts them up to
+# RETRIES times, 3 by default. Ctrl-C saves the run and exits with code 130; a second Ctrl-C kills it.
 #
 # PYTHON is the interpreter. PORT is the port of process 0, a free one by default. DRY_RUN=1 prints
 # the commands instead of running them.
@@ -102,7 +102,7 @@ while true; do
     for child in "${left[@]}"; do kill -0 "$child" 2>/dev/null && still+=("$child"); done
     # `wait` also returns on a signal; then the number of children is unchanged.
     if [ "${#still[@]}" -lt "${#left[@]}" ] && [ "$ended" -ne 0 ]; then
-      # The first failure determines the exit code, not those of processes stopped because of it.
+      # The first failure determines the exit code. Processes stopped because of it do not.
       if [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; then code=$ended; fi
       if [ "$ended" -ne 75 ]; then tell KILL; fi
     fi

@@ -16,7 +16,7 @@
 #     sbatch --nodes=4 launch/slurm.sh --config=configs/vit_l.py --workdir=/shared/runs/vit_l \
 #         --config.data.path=/shared/images
 #
-# Options of sbatch override the lines above. The processes find each other by SLURM's variables.
+# Options of sbatch override the #SBATCH lines above. The processes find each other by SLURM's variables.
 # The run directory must be on a file system that all nodes share.
 #
 # Five minutes before the time limit SLURM sends SIGTERM. The processes save after the same step and
