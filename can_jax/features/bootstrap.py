@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 RESAMPLES = 10_000
-LEVEL = 0.95  # the probability that an interval covers
+LEVEL = 0.95  # the confidence level of the interval
 
 
 def interval(values: Shaped[np.ndarray, " examples"]) -> tuple[float, float]:

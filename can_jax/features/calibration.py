@@ -9,7 +9,7 @@ from scipy.special import softmax
 def calibration(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"], bins: int
 ) -> dict[str, float]:
-    """Return three calibration metrics of a classifier, of which lower values are better.
+    """Return three calibration metrics of a classifier; lower values are better.
 
     Args:
         logits: The logits of each example, of shape (examples, classes).
@@ -18,7 +18,7 @@ def calibration(
 
     Returns:
         ``ece``: The expected calibration error in percent, the mean of |accuracy - confidence| over
-        bins, weighted by the number of examples in each (arXiv 1706.04599). ``nll``: The mean
+        bins, weighted by the number of examples in each bin (arXiv 1706.04599). ``nll``: The mean
         negative log-likelihood in nats. ``brier``: The mean squared distance between the predicted
         probabilities and the one-hot label, from 0 to 2.
     """

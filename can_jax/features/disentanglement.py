@@ -1,13 +1,14 @@
 """Disentanglement metrics of codes whose generative factors are known: DCI and MIG.
 
 - DCI (Eastwood and Williams, ICLR 2018, openreview By-7dz-AZ): a lasso regression predicts each
-  factor from all dimensions of the code. The importance of a dimension for a factor is its mean
-  absolute coefficient. Disentanglement is high if each dimension is important for only one factor.
-  Completeness is high if only one dimension is important for each factor.
+  factor from all dimensions of the code. The importance of a dimension for a factor is its absolute
+  coefficient, averaged over the regression targets of the factor. Disentanglement is high if each
+  dimension is important for only one factor. Completeness is high if only one dimension is
+  important for each factor.
 
-- MIG, the mutual information gap (arXiv 1802.04942): for each factor, the difference in mutual
-  information between the two most informative dimensions, divided by the entropy of the factor. The
-  MIG score is the mean over factors.
+- MIG, the mutual information gap (arXiv 1802.04942): the mutual information of a factor with the
+  most informative dimension, minus that with the second most informative one, divided by the
+  entropy of the factor. The MIG score is the mean over factors.
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 Codes = Float[np.ndarray, "examples dimensions"]
-Factors = Mapping[str, np.ndarray]  # integers are classes, other values are continuous
-CODE_BINS, FACTOR_BINS = 20, 10  # equal bins between the extremes; 20 as in disentanglement_lib
+Factors = Mapping[str, np.ndarray]  # integer arrays hold classes, others continuous values
+CODE_BINS, FACTOR_BINS = 20, 10  # numbers of histogram bins; 20 as in disentanglement_lib
 STEPS = 1000  # the maximum number of steps of the lasso solver
 
 
@@ -140,7 +141,7 @@ def dci(
 
 
 def mean_square_correlation(codes: Codes) -> float:
-    """Return the mean squared correlation of two different dimensions, from 0 to 1.
+    """Return the squared correlation of two dimensions, averaged over all pairs, from 0 to 1.
 
     Constant dimensions count as uncorrelated.
     """

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from can_jax.features.unit_length import unit
 
-ITERATIONS, EXAGGERATED = 500, 100  # all steps, and the first ones with exaggerated attraction
+ITERATIONS, EXAGGERATED = 500, 100  # steps in total; first steps, which exaggerate attraction
 EXAGGERATION = 12.0
 
 
@@ -30,7 +30,7 @@ def embedding_map(
     centered = on_sphere - on_sphere.mean(axis=0)
     _, _, directions = np.linalg.svd(centered, full_matrices=False)
     start = centered @ directions[:2].T
-    start = np.pad(start, ((0, 0), (0, 2 - start.shape[1])))  # features of one dimension
+    start = np.pad(start, ((0, 0), (0, 2 - start.shape[1])))  # if the features have one dimension
     start = 1e-2 * start / max(float(start[:, 0].std()), 1e-12)
     squared = 2 - 2 * on_sphere @ on_sphere.T
     limited = min(perplexity, len(features) / 3)
@@ -79,7 +79,7 @@ def _descend(
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         points, velocity, gains = carry
         lengths = jnp.sum(points**2, axis=1)
-        # Distances are differences of large numbers: at low precision those of near points vanish.
+        # Distances are differences of large numbers: low precision rounds small distances to 0.
         products = jnp.matmul(points, points.T, precision="highest")
         squared = lengths[:, None] + lengths - 2 * products
         near = (1 - jnp.eye(count)) / (1 + jnp.maximum(squared, 0.0))

@@ -1,4 +1,4 @@
-"""Extraction of image features on a device mesh; each image is returned once, without padding."""
+"""Extraction of image features on a device mesh: one feature vector per image, no padding."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -10,8 +10,7 @@ BIAS = 100.0  # the constant feature; its size makes the penalty on its weight n
 def draw_shots(
     labels: Int[np.ndarray, " examples"], shots: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " drawn"]:
-    """Return the indices of ``shots`` random examples per class, and of all examples of smaller
-    classes."""
+    """Return the indices of up to ``shots`` random examples of each class."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)

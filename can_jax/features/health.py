@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 from can_jax.features.unit_length import unit
 
-DEAD = 1e-3  # the fraction of the median deviation up to which a dimension counts as dead
+DEAD = 1e-3  # a dimension is dead up to this fraction of the median standard deviation
 PAIRS = 2**20  # the maximum number of pairs of examples to evaluate
 
 
@@ -16,15 +16,15 @@ def alignment(
     """Return the alignment of the features of two views of each image (arXiv 2005.10242).
 
     Alignment is the mean squared distance between the two feature vectors of an image, after each
-    vector is scaled to length 1. The distance is 0 for equal vectors, 2 for orthogonal vectors, and
-    at most 4.
+    vector is scaled to length 1. The squared distance is 0 for equal vectors, 2 for orthogonal
+    vectors, and at most 4.
     """
     return float(((unit(one) - unit(other)) ** 2).sum(axis=1).mean())
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of all pairs of different examples, or of `PAIRS` random pairs if there
-    are more."""
+    are more than `PAIRS`."""
     if count * (count - 1) // 2 <= PAIRS:
         return np.triu_indices(count, 1)
     rng = np.random.default_rng(seed)

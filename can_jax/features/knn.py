@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from can_jax.features.unit_length import unit
 
-BANK_CHUNK = 65536  # bank features compared at a time; bounds memory for a million images
-VOTE_CHUNK = 4096  # queries whose votes are counted at a time
+BANK_CHUNK = 65536  # the number of bank vectors compared at a time, which limits memory use
+VOTE_CHUNK = 4096  # the number of queries whose votes are counted at a time
 
 
 class Neighbors(NamedTuple):
@@ -118,7 +118,8 @@ def _vote(
     """Return, for each query, the label whose neighbors have the largest sum of weights."""
     # The nearest neighbor comes first, so the largest weight is 1.
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
-    # Each class uses the column of its rank among the classes of its row, so k columns suffice.
+    # In each row, a label's votes are summed in the column of the label's rank among the labels of
+    # the row, so k columns suffice.
     order = np.argsort(labels, axis=1, kind="stable")
     ranked = np.take_along_axis(labels, order, axis=1)
     rank = np.zeros(labels.shape, np.int64)

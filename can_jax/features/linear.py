@@ -1,5 +1,5 @@
-"""Linear classifiers on frozen features. For each setting of a hyperparameter grid, one classifier
-is trained; all are trained in one loop."""
+"""Linear classifiers on frozen features, one for each setting of a hyperparameter grid. All
+classifiers are trained in one loop."""
 
 import functools
 import itertools
@@ -134,8 +134,8 @@ def train_heads(
 ) -> Heads:
     """Train a linear classifier for each setting, by SGD with momentum and a cosine schedule.
 
-    The loss is the cross-entropy plus ``weight_decay / 2`` times the sum of the squared kernel. All
-    parameters start at zero. All classifiers are trained on the same batches. The result of a
+    The loss is the cross-entropy plus ``weight_decay / 2`` times the sum of squared kernel entries.
+    All parameters start at zero. All classifiers are trained on the same batches. The result of a
     setting does not depend on the other settings.
 
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-TAIL = 2.0  # percent of the values at either end that share the darkest or the brightest color
+TAIL = 2.0  # the percentage of the values that is clipped at either end
 
 
 def pca_colors(
