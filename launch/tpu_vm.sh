@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run a recipe on a Cloud TPU slice: create the slice, copy the last commit of this checkout to all of
 # its hosts, install it, and train. After a preemption, repeat these steps until the run is finished.
+# After an unexpected error or a hang (exit code 70), repeat them up to RETRIES times, 3 by default.
 #
 #     NAME=can ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite \
 #         launch/tpu_vm.sh --config=configs/vit_l.py --workdir=gs://bucket/runs/vit_l \
@@ -74,13 +75,24 @@ train() {
   everywhere "cd can_jax && exec .venv/bin/python -m can_jax.main$arguments"
 }
 
+retries=${RETRIES:-3}
 while true; do
   if ! on DRY_RUN && [ "$(state)" = READY ]; then echo "$NAME already exists" >&2; else create; fi
   setup && train "$@"
   code=$?
   if on DRY_RUN; then break; fi
   now=$(state)
-  if [ "$now" = READY ] && [ "$code" -ne 75 ] && [ "$code" -ne 143 ]; then break; fi
+  if [ "$now" = READY ]; then
+    case $code in
+      75 | 143) ;;
+      70)
+        if [ "$retries" -le 0 ]; then break; fi
+        retries=$((retries - 1))
+        echo "unexpected error: restarting; at most $retries more restarts" >&2
+        ;;
+      *) break ;;
+    esac
+  fi
   if [ "$now" != READY ]; then
     echo "the slice is ${now:-deleted}: creating another" >&2
     tpu delete "$NAME" --quiet

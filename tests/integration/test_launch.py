@@ -314,6 +314,13 @@ def test_run_that_fails_on_a_tpu_ends_there(tmp_path, stand_in):
     assert start(tmp_path, "tpu_vm.sh", *RUN, **TPU).wait(30) == 1
 
 
+def test_run_that_ends_unexpectedly_on_a_tpu_is_started_a_few_times_more(tmp_path, stand_in):
+    stand_in("git")
+    stand_in("gcloud", 'case "$*" in *describe*) echo READY ;; *exec*) exit 70 ;; esac')
+    assert start(tmp_path, "tpu_vm.sh", *RUN, **TPU, RETRIES="2").wait(30) == 70
+    assert len([call for call in calls(tmp_path) if "exec .venv" in call]) == 3
+
+
 @pytest.mark.parametrize(
     ("script", "variables"), [("tpu_vm.sh", TPU), ("gke.sh", GKE), ("processes.sh", {})]
 )
