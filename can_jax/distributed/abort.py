@@ -16,11 +16,11 @@ from typing import NoReturn
 from can_jax.distributed import preemption
 from can_jax.utils.errors import EXIT_UNEXPECTED
 
-WRITE_SECONDS = 5.0  # the limit of each write, since a hung disk or full pipe may be the cause
+WRITE_SECONDS = 5.0  # the time limit of each write, which a hung disk or a full pipe can block
 DEAD_SECONDS = 600.0  # a process of a job is ended if Python does not run for this time
 _folder: Path | None = None
 _label = ""
-_handlers: list[object] = []  # keeps the handlers alive, to which C holds no reference
+_handlers: list[object] = []  # keeps the C callbacks alive; Python would free them otherwise
 
 
 def keep_stacks_in(folder: str, label: str) -> None:
@@ -62,7 +62,8 @@ def report(message: str, stacks: bool = True) -> None:
 
     Args:
         message: The error message, printed as the last line.
-        stacks: Whether to print the stacks; they are written to the folder in any case.
+        stacks: Whether to print the stacks. With False, the stacks are still written to the folder
+            that `keep_stacks_in` sets.
     """
     dump = _stacks()
     for write in (_to_file, _to_stderr):
@@ -74,11 +75,12 @@ def report(message: str, stacks: bool = True) -> None:
 
 
 def abort_on_sigabrt(message: str) -> None:
-    """Print a message and the thread stacks when SIGABRT from a C++ library ends this process.
+    """Install a SIGABRT handler that calls `abort` with a message.
 
     JAX's coordination service raises SIGABRT in every process of a job once one process is lost.
     The handler is a C callback, since Python would run its handlers in the main thread, which may
-    be blocked in a collective operation.
+    be blocked in a collective operation. If `can_jax.distributed.preemption.handler` already has a
+    final exit code, the process exits with that code and prints no message.
 
     Call this function only in jobs of several processes, since it also ends a process that was
     suspended for `DEAD_SECONDS`. JAX treats a suspended process as lost after a minute. Another
@@ -143,8 +145,8 @@ def _prove_alive() -> None:
 def _stacks() -> str:
     """Return the stack of every thread as text.
 
-    No other Python thread runs while `faulthandler` writes. The stacks are therefore written to
-    memory, since a full pipe or a hung disk would block the process.
+    No other Python thread runs while `faulthandler` writes, so a full pipe or a hung disk would
+    block the whole process. On Linux, `faulthandler` therefore writes to a file in memory.
     """
     in_memory = getattr(os, "memfd_create", None)  # on Linux
     with open(in_memory("stacks"), "w+b") if in_memory else tempfile.TemporaryFile() as file:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 GIB = 2**30
-FIRST_WITH_BFLOAT16 = 8.0  # NVIDIA's compute capability of Ampere
+FIRST_WITH_BFLOAT16 = 8.0  # the compute capability of NVIDIA's Ampere GPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Chip:
             or in float16 on GPUs without bfloat16.
         memory: The bytes of device memory that a program may use: the compiler's limit on TPUs,
             nine tenths of the memory on GPUs; None if unknown.
-        link: The bytes/s that a device sends to others over the fast interconnect. For a TPU,
-            ``link`` is the bandwidth of one torus axis, with both directions added. For a GPU,
-            ``link`` is the bandwidth of NVLink, or of PCIe without NVLink.
+        link: The bytes/s that a device sends to other devices over the fast interconnect. For a
+            TPU, ``link`` is the bandwidth of one torus axis, with both directions added. For a GPU,
+            ``link`` is the bandwidth of NVLink, or of PCIe if the GPU has no NVLink.
         network: The bytes/s that one device sends to other TPU slices or hosts.
     """
 

@@ -17,7 +17,7 @@ from can_jax.utils.extras import unused_accelerator
 AXES = ("data", "fsdp", "tensor")
 
 # The axes over which the rows of a batch are split. Parameters sharded over `fsdp` are gathered
-# where they are used, so `fsdp` devices compute different rows, as `data` devices do.
+# where they are used, so devices along `fsdp` compute different rows, like devices along `data`.
 BATCH_AXES = ("data", "fsdp")
 
 
@@ -30,7 +30,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
         devices: The number of devices over which the mesh is laid out.
 
     Raises:
-        UserError: An axis is invalid, or the product of the axes is not the number of devices.
+        UserError: An axis size is invalid, or the product of the sizes is not ``devices``.
     """
     shape = [config[axis] for axis in AXES]
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
@@ -55,6 +55,9 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     Args:
         config: The block ``config.mesh``.
         devices: The devices of the mesh; by default all devices of all processes.
+
+    Raises:
+        UserError: The mesh does not fit the number of devices or of TPU slices.
     """
     if devices is None:
         devices = jax.devices()
@@ -146,7 +149,8 @@ def replicate(x: Array) -> Array:
 
 
 def row_shards() -> int:
-    """Return the number of parts of a batch on the mesh of `jax.set_mesh`; 1 without a mesh."""
+    """Return the number of parts into which the mesh of `jax.set_mesh` splits a batch; 1 without a
+    mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)
 
@@ -159,8 +163,8 @@ def axis_size(name: str) -> int:
 def platform() -> str:
     """Return the platform for which JAX compiles: `cpu`, `gpu` or `tpu`.
 
-    JAX compiles for the platform of the mesh of `jax.set_mesh`, or for the default backend without
-    a mesh.
+    JAX compiles for the platform of the mesh of `jax.set_mesh`. Without such a mesh, JAX compiles
+    for the default backend.
     """
     device = _abstract_device()
     name = jax.default_backend() if device is None else device.platform

@@ -16,7 +16,7 @@ from typing import Any
 from can_jax.utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-GRACE_SECONDS = 5.0  # until a process ends although its main thread is stuck, as in a compiler
+GRACE_SECONDS = 5.0  # from a signal to the exit of a process whose main thread hangs
 SAME_KEYSTROKE_SECONDS = 0.5  # a parent program may forward the same Ctrl-C a second time
 RESUME = "run the same command to resume"
 

@@ -19,7 +19,7 @@ from can_jax.utils.errors import listed
 
 
 def checksum(array: Array) -> UInt32[Array, ""]:
-    """Return a checksum of the bits of an array, which depends on the order of its elements."""
+    """Return an order-sensitive checksum of the bits of an array."""
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32).reshape(-1)
     weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
@@ -30,7 +30,8 @@ class ReplicaCheck:
     """A comparison of all copies of every array in a pytree, over all devices and hosts.
 
     Args:
-        abstract: The pytree to check, with `jax.ShapeDtypeStruct` leaves that have shardings.
+        abstract: The structure of the pytrees to check, with `jax.ShapeDtypeStruct` leaves that
+            have shardings.
         mesh: The device mesh of the shardings.
     """
 
@@ -39,7 +40,8 @@ class ReplicaCheck:
         leaves = named_leaves(abstract)
         self._names = list(leaves)
         self._bytes = [leaf.size * leaf.dtype.itemsize for leaf in leaves.values()]
-        # Devices with the same part of an array, as row indices of the table of checksums.
+        # For each array, the groups of devices that hold the same part. A device is represented by
+        # its row in the table of checksums.
         self._copies = [_copies(leaf, mesh) for leaf in leaves.values()]
 
         def sums(*arrays: Array) -> UInt32[Array, "1 leaves"]:
@@ -56,7 +58,8 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The fraction of the pytree's bytes in arrays with a part that several devices hold."""
+        """The bytes of all arrays with a part that several devices hold, divided by the pytree's
+        bytes."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)
@@ -86,8 +89,9 @@ class ReplicaCheck:
         if not wrong:
             return None
         name, suspects = next(iter(wrong.items()))
-        more = f" (and {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
-        return f"{listed(suspects, 'has', 'have')} a different {name}{more} than the others"
+        more = f" (and of {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
+        holders = listed(suspects, "holds", "hold")
+        return f"{holders} a copy of {name}{more} that differs from the copies of other devices"
 
 
 def _copies(leaf: Any, mesh: Mesh) -> list[list[int]]:

@@ -29,7 +29,7 @@ from can_jax.utils.extras import tpu_chips
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
 
-# The environment variables of libtpu on a machine without a TPU.
+# The environment variables that `spare_absent_tpu` sets for libtpu on a machine without a TPU.
 ABSENT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -37,14 +37,15 @@ ABSENT_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
-# Seconds without a heartbeat after which a process counts as gone. JAX then aborts the others.
+# Seconds without a heartbeat after which a process counts as lost. JAX then aborts the other
+# processes.
 HEARTBEAT_SECONDS = 60
-# The maximum seconds that a process waits for the others, which may scan their data or save.
+# Seconds that a process waits at most for others, which may still scan data or save a checkpoint.
 BARRIER_SECONDS = 7200.0
 
 
 def detect_launcher() -> str | None:
-    """Detect from the environment the launcher that started several processes.
+    """Detect the launcher of a multi-process job from the environment.
 
     Returns:
         `SLURM`, `Open MPI` or `Cloud TPU`; None if no launcher is detected.
@@ -76,8 +77,9 @@ def start(
     """Connect this process to the others of its job. Call this before any other function of JAX.
 
     On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the arguments that are None. If no launcher
-    is detected and the first three arguments are None, this function does nothing. Collective:
-    every process of the job must call this.
+    is detected and the first three arguments are None, this function does nothing. If the processes
+    do not find each other within ``timeout`` seconds, `abort` ends this process. Collective: every
+    process of the job must call this.
 
     Args:
         coordinator: The ``host:port`` of process 0, reachable from all processes.
@@ -86,7 +88,8 @@ def start(
         timeout: The number of seconds to wait for the other processes.
 
     Raises:
-        UserError: Arguments are missing or invalid, or the connection failed.
+        UserError: Arguments are missing or invalid, the connection failed, or the environment
+            variable ``CAN_JAX_JOB`` differs between processes.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -155,7 +158,7 @@ def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[
 def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     """Abort the program if the collective operation in this context exceeds a timeout.
 
-    The context itself does not synchronize processes, and has no effect in a single process.
+    The context itself does not synchronize processes. In a job of one process it has no effect.
 
     Args:
         name: The name of the operation, for messages.
@@ -173,7 +176,7 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
         stacks=True,
     ):
         yield
-    logging.info("%s: all processes after %.2f s", name, time.perf_counter() - started)
+    logging.info("%s: completed by all processes after %.2f s", name, time.perf_counter() - started)
 
 
 def gather(name: str, value: Any) -> np.ndarray:
@@ -265,7 +268,7 @@ def commit() -> str | None:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        # Without this option, a status can leave a lock in the checkout, such as on a full disk.
+        # By default, `git status` takes a lock and can leave it in the checkout, as on a full disk.
         command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 

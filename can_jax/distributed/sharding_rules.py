@@ -56,7 +56,8 @@ RULES = (
 )
 
 
-# The rules of all other parameters: matrices are split and decay, vectors and scalars do neither.
+# The rules of all other parameters: arrays of two or more axes are split and have weight decay;
+# vectors and scalars are not split and have none.
 OF_MATRICES, OF_VECTORS = Rule("", P("fsdp"), decay=True), Rule("", P(), decay=False)
 
 
@@ -90,7 +91,7 @@ def rule_of(name: str, axes: int) -> Rule:
 
 
 def map_with_rule(function: Callable[[Rule, Any], Any], tree: Any) -> Any:
-    """Return a pytree of ``function(rule, leaf)`` for every leaf of a pytree of parameters."""
+    """Return a pytree of parameters with each leaf replaced by ``function(rule, leaf)``."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(rule_of(path_name(path), leaf.ndim), leaf), tree
     )

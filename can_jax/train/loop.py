@@ -246,7 +246,7 @@ class Loop:
         self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
-                f"at step {step} {difference}: that device or its memory is faulty. Exclude the "
+                f"at step {step}, {difference}: that device or its memory is faulty. Exclude the "
                 "device and re-run the command, which resumes from the last checkpoint, in which "
                 "all copies are equal"
             )

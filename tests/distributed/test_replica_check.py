@@ -43,7 +43,8 @@ def test_one_bit_of_one_copy_is_found_and_named(mesh, dtype):
     assert check(good) is None
     for name in ("everywhere", "columns"):
         bad = good | {name: with_one_bit_changed(good[name], 5)}
-        assert check(bad) == f"device 5 of process 0 has a different {name} than the others"
+        message = f"holds a copy of {name} that differs from the copies of other devices"
+        assert check(bad) == f"device 5 of process 0 {message}"
     both = good | {n: with_one_bit_changed(good[n], 2) for n in ("everywhere", "columns")}
     assert "device 2" in check(both) and "1 more arrays" in check(both)
     # Each device has a part of its own: there is nothing to compare.

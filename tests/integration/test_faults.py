@@ -432,5 +432,6 @@ def test_device_whose_copy_drifts_stops_the_run_before_it_is_saved(recipe, tmp_p
         done = run_in_process(recipe, tmp_path, *QUIET, devices=8)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "at step 6 device 3 of process 0 has a different parameters/encoder/norm/scale" in line
+    holder = "at step 6, device 3 of process 0 holds a copy of parameters/encoder/norm/scale "
+    assert f"{holder}that differs from the copies of other devices" in line
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
