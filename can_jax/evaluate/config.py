@@ -91,7 +91,8 @@ def warnings_of(config: ConfigDict, given: Collection[str]) -> Iterator[str]:
         if (block in PROTOCOLS and block not in blocks) or (key == "baselines" and name != "knn"):
             yield f"config.{key} has no effect on the protocol {name}"
         elif key == "features" and "linear" in blocks:
+            effect = "affects pictures only" if name == "linear" else "has no effect"
             yield (
-                "config.features affects pictures only: the linear classifiers of the protocol "
-                f"{name} read the best of config.linear.features"
+                f"config.features {effect}: the linear classifiers of the protocol {name} use the "
+                "best of config.linear.features"
             )

@@ -130,7 +130,7 @@ def test_options_of_load_are_named_as_they_are_given(options, message):
     [
         ("linear", "knn.k", "config.knn.k has no effect on the protocol linear"),
         ("linear", "features", "config.features affects pictures only"),
-        ("robustness", "features", "read the best of config.linear.features"),
+        ("robustness", "features", "config.features has no effect: the linear classifiers"),
         ("fewshot", "baselines", "config.baselines has no effect on the protocol fewshot"),
         ("knn", "knn.k", None),
         ("knn", "features", None),
