@@ -18,7 +18,7 @@ BLOCKS_READ: dict[str, tuple[str, ...]] = {
 
 
 def evaluation_table() -> Table:
-    """Return the configuration keys of an evaluation: common keys, and a block for each protocol.
+    """Return the configuration keys of an evaluation: common keys, and the blocks of protocols.
 
     Raises:
         UserError: A registered protocol has the name of a common configuration key.
@@ -55,7 +55,7 @@ def evaluation_table() -> Table:
 
 
 def default_evaluation() -> ConfigDict:
-    """Return the default evaluation: kNN on the pretraining data, at the image size of
+    """Return the default configuration: kNN on the pretraining data, at the image size of
     pretraining."""
     return configuration(evaluation_table()).lock()
 
@@ -64,7 +64,7 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     """Return a checked copy of an evaluation's configuration, with sizes and ranges as tuples.
 
     Raises:
-        UserError: A setting is invalid; the message has one line and names the first such setting.
+        UserError: A setting is invalid; the one-line message names the first invalid setting.
     """
     origin = "can_jax.evaluate.config.default_evaluation()"
     config = resolve_blocks(config, evaluation_table(), origin)

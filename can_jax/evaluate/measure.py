@@ -48,7 +48,8 @@ def evaluate(
         The content of `results.json`.
 
     Raises:
-        UserError: The configuration, the data or the checkpoint is invalid.
+        UserError: The configuration, the data or the checkpoint is invalid, or ``workdir`` cannot
+            hold the results.
     """
     results, subject = measure(config, checkpoint, workdir, untrained)
     return write_results(workdir, results, config, subject)
@@ -73,13 +74,14 @@ def measure(
         workdir: The directory for the run of a protocol that trains a model; created if missing.
         untrained: Whether to evaluate the encoder with random instead of trained weights.
         pictures: Whether to draw the nearest neighbors and a map of the embedding, if the protocol
-            uses frozen features.
+            returns ``pictured_splits``.
 
     Returns:
         The results, and the evaluated encoder or classifier.
 
     Raises:
-        UserError: The configuration, the data or the checkpoint is invalid.
+        UserError: The configuration, the data or the checkpoint is invalid, or ``workdir`` cannot
+            hold the results.
     """
     check_directory(workdir, "--workdir=")
     require_input()
@@ -149,8 +151,8 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
 
 
 def illustrate(context: EvalContext, results: EvalResults) -> None:
-    """Add pictures of nearest neighbors and of the embedding to the results of a protocol that uses
-    frozen features."""
+    """Add pictures of nearest neighbors and of the embedding to results that have
+    ``pictured_splits``."""
     if results.pictured_splits is None:
         return
     grid = neighbor_grid(context, *results.pictured_splits)

@@ -17,7 +17,7 @@ from markupsafe import Markup as Html
 MARKED = "marked"
 # Table cells break words longer than WORD characters, and wrap texts longer than SHORT characters.
 WORD, SHORT = 26, 16
-# The colors of charts that follow the scheme of the reader's system, and their names in style.css.
+# The chart colors that differ between the light and the dark scheme, and their names in style.css.
 INK, EDGE, GRID = "#3c4652", "#c8ced5", "#eef0f2"
 SCHEME = {INK: "var(--ink)", EDGE: "var(--edge)", GRID: "var(--grid)"}
 
@@ -49,7 +49,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """Format a value for a table cell: round floats, and separate the thousands of integers."""
+    """Format a value for a table cell: round floats, and add thousands separators to integers."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

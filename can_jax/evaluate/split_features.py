@@ -31,7 +31,7 @@ class Featurizer(Protocol):
         """The parameters of the model, which are passed to `features`."""
 
     def features(self, parameters: Any, images: Any) -> Any:
-        """Return the features of uint8 images, of shape (images, width)."""
+        """Return the features of uint8 images as an array (images, width)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Split:
 
     Attributes:
         name: The name of the split, such as ``test``.
-        outputs: The class token and the mean patch token of an encoder, concatenated; for a trained
-            classifier, its logits.
+        outputs: The outputs of `Featurizer.features`: for an encoder, the concatenated class token
+            and mean patch token; for a trained classifier, the logits.
         labels: The class index of each example; -1 where unknown.
         indices: The index of each example in its source.
         source: The data source from which the examples were read.
@@ -69,7 +69,7 @@ class Split:
 
 
 def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:
-    """Return a digest of a source's size, class names, labels, and first and last image."""
+    """Return a digest of ``labels`` and of a source's size, class names, first and last image."""
     ends, _ = source.read(np.array([0, source.examples - 1]))
     header = [source.examples, list(source.label_names)]
     digest = hashlib.sha256(json.dumps(header).encode())

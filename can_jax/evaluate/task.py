@@ -27,7 +27,7 @@ class EvalResults:
 
     Attributes:
         metrics: The value of each metric, by name. Accuracies are in percent.
-        intervals: The 95 % bootstrap interval of some metrics over the test examples, by name.
+        intervals: The 95 % bootstrap interval over the test examples for some metrics, by name.
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
         data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
         chosen: The hyperparameters selected on held-out examples, by name. The protocol `classify`
@@ -100,7 +100,7 @@ class EvalContext:
 
     @property
     def data(self) -> ConfigDict:
-        """The ``data`` block of the encoder's configuration, overridden by the evaluation's."""
+        """The ``data`` block of the encoder's configuration, with the evaluation's overrides."""
         return self.subject.config.data
 
     @property
@@ -136,7 +136,8 @@ class EvalContext:
             name: The name of the data set, as a prefix of warnings; empty for no prefix.
 
         Raises:
-            UserError: A split is missing, has no labels or has unknown classes.
+            UserError: A split is missing or has no labels, or the test split has classes that the
+                training split lacks.
         """
         share, data = self.config.data.held_out, self.data if data is None else data
         pair = open_pair(
@@ -174,11 +175,11 @@ class EvalContext:
             results.warn(f"{called} has no image of {absent}")
         if bool(source.label_names) != bool(classes.names):
             nameless = called if classes.names else "the classifier"
-            results.warn(f"{nameless} has no label_names, so classes are matched by number")
+            results.warn(f"{nameless} has no class names, so classes are matched by number")
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
-        """Return the features of a split that a kind such as ``patches`` selects from its outputs.
+        """Return the features of the given kind, such as ``patches``, for the examples of a split.
 
         The default kind is ``config.features``.
         """
@@ -223,7 +224,7 @@ def held_out(
         labels: The class index of each example.
         outputs: The features by which the examples are sorted.
         share: The fraction to hold out, between 0 and 1. At least one example is held out.
-        seed: The seed of the projection and of the permutation.
+        seed: The seed of the random projection and of the random split.
 
     Raises:
         UserError: The fraction ``share`` leaves no training examples.
@@ -248,7 +249,7 @@ def accuracy(predictions: Any, labels: Int[np.ndarray, " examples"]) -> float:
 def right_predictions(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
 ) -> dict[str, Bool[np.ndarray, " examples"]]:
-    """Return a dict in which ``top1`` states whether the label of each example has the highest
+    """Return a dict in which ``top1`` states, for each example, whether its label has the highest
     logit.
 
     With more than five classes, ``top5`` states whether the label has one of the five highest

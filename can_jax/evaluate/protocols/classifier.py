@@ -55,7 +55,8 @@ def open_classifier(
         at: The step of the checkpoint to restore; by default the latest valid checkpoint.
 
     Raises:
-        UserError: The file ``classifier.json`` was written by an earlier run in the same directory.
+        UserError: The file ``classifier.json`` was written by an earlier run in the same directory,
+            or the checkpoint or a model setting is invalid.
     """
     card = json.loads((workdir / CARD).read_text())
     run = with_normalization(read_encoder(workdir), changes.model, workdir)

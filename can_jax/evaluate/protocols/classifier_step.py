@@ -62,7 +62,7 @@ class ClassifierStep:
 
     @property
     def flops_per_image(self) -> int:
-        """The FLOPs of a train step per image: three forward passes, or one if frozen."""
+        """The FLOPs of a train step per image: 3 forward passes, or 1 if the encoder is frozen."""
         encoder = BACKBONES.get(self.config.model.backbone)
         patches = math.prod(can.grid_of(self.config))
         forward = encoder.flops(self.config, can.pixels_per_patch(self.config), patches)
@@ -160,8 +160,9 @@ class ClassifierStep:
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Augment and mix the images of a batch, and apply one optimizer step.
 
-        The update is skipped if the loss or the gradient norm is not finite. Gradients are averaged
-        over ``config.accumulation.microbatches`` equal parts of the batch.
+        The update is skipped if the loss, the gradient norm or a result of the update is not
+        finite. Gradients are averaged over ``config.accumulation.microbatches`` equal parts of the
+        batch.
         """
         copied = compute_copy(self.config, state.parameters, {})
 
@@ -226,7 +227,7 @@ class ClassifierStep:
     def _inputs(
         self, batch: Batch, step: Array, part: Array
     ) -> tuple[Array, Array, Key[Array, ""]]:
-        """Return augmented and mixed images, their soft targets, and a random key.
+        """Return augmented and mixed images, their soft targets, and the key of stochastic depth.
 
         Args:
             batch: The images and labels of a microbatch.

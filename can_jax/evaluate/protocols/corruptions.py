@@ -20,8 +20,8 @@ from can_jax.data.decoding.open_image import open_image
 
 Number = int | float
 Picture = Float[np.ndarray, "height width 3"]
-DRAWN = "frost"  # Drawn from a fractal, where the authors use photographs.
-SMALL = 64  # Up to this shorter side, in pixels, the constants are those of CIFAR-10-C.
+DRAWN = "frost"  # The corruption that is generated from a fractal; the authors use photographs.
+SMALL = 64  # The maximum shorter side in pixels for which the CIFAR-10-C constants are used.
 
 
 def gaussian_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
@@ -41,7 +41,12 @@ def impulse_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
 
 
 def disk(radius: Number, alias_blur: Number) -> Float[np.ndarray, "size size"]:
-    """Return a normalized disk kernel with a softened edge."""
+    """Return a normalized disk kernel whose edge is softened by a Gaussian.
+
+    Args:
+        radius: The radius of the disk in pixels.
+        alias_blur: The standard deviation of the Gaussian in pixels.
+    """
     reach = max(8, int(radius))
     line = np.arange(-reach, reach + 1)
     kernel = (line[:, None] ** 2 + line**2 <= radius**2).astype(float)
@@ -53,7 +58,7 @@ def disk(radius: Number, alias_blur: Number) -> Float[np.ndarray, "size size"]:
 
 
 def defocus_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """Apply defocus blur; ``c`` holds the radius of the disk kernel and its edge softness."""
+    """Apply defocus blur; ``c`` holds the arguments of `disk`."""
     return ndimage.correlate(x, disk(*c)[..., None], mode="mirror")
 
 
@@ -286,7 +291,8 @@ def _elastic(size: int, *rows: tuple[Number, ...]) -> list[tuple[Number, ...]]:
 
 
 Corruption = Callable[[Any, Any, np.random.Generator], Any]
-# The function, and its constants for small and for large images at the severities 1 to 5.
+# The function of each corruption, and its constants at severities 1 to 5 for small and for large
+# images.
 CORRUPTIONS: dict[str, tuple[Corruption, list[Any], list[Any]]] = {
     "gaussian_noise": (
         gaussian_noise, [0.04, 0.06, 0.08, 0.09, 0.10], [0.08, 0.12, 0.18, 0.26, 0.38],

@@ -33,7 +33,7 @@ SETTINGS: Table = {
     "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False),
             "The numbers of training images per class to evaluate."),
     "draws": Key(5, Whole(1, 10**6),
-            "The number of random draws of the training images; accuracies are their mean."),
+            "The number of random draws of the training images; accuracies are means over draws."),
     "ridge": Key(1024.0, Number(1e-6, 1e15),
             "The L2 penalty of ridge regression; the default is big_vision's."),
     "datasets": Key(
@@ -128,7 +128,7 @@ def datasets_of(context: EvalContext) -> list[tuple[str, ConfigDict, str | None]
         if "name" not in SOURCES.get(source).needs:  # the name is only for the results
             changes.pop("name", None)
         if "source" in changes:
-            changes = {"options": ()} | changes  # the evaluation's options are for its own source
+            changes = {"options": ()} | changes  # `data.options` apply only to `data.source`
         block = ConfigDict(context.data.to_dict())
         with block.ignore_type():
             block.update(changes)

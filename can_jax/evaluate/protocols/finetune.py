@@ -94,7 +94,7 @@ SETTINGS: Table = {
             "The maximum global norm of the gradient; 0 disables clipping."),
     "drop_path": Key(
         0.1, BELOW_ONE,
-            "The stochastic-depth rate of the last block; it falls linearly to 0 at the first."
+        "The stochastic-depth rate of the last block; it falls linearly to 0 in the first block."
     ),
     "mixup": Key(0.8, ALPHA, "The alpha of mixup's Beta distribution; 0 disables mixup."),
     "cutmix": Key(1.0, ALPHA, "The alpha of CutMix's Beta distribution; 0 disables CutMix."),
@@ -173,7 +173,8 @@ def classify(context: EvalContext) -> EvalResults:
             resumed.
 
     Raises:
-        UserError: The data, the batch size or the durations are invalid.
+        UserError: The data or a setting is invalid, ``workdir`` holds a different run, or the
+            devices run out of memory.
     """
     config, settings = run_config(context), context.config.classify
     check_trackers(config.trackers)
@@ -263,13 +264,13 @@ def classifier_config(protocol: ConfigDict, encoder: ConfigDict, path: str) -> C
             warmup_share=None, warmup_steps=None, warmup_examples=None,
             warmup_epochs=settings.warmup_epochs,
         )  # fmt: skip
-        # A classifier computes no pretraining objective, but these settings must still validate.
+        # A classifier computes no pretraining objective, but these settings must still be valid.
         for name, block in config.objective.items():
             block.weight = float(name == "reconstruction")
         config.model.mask_ratio = 0.5
         config.accumulation.microbatches = settings.microbatches
         if not settings.freeze_encoder and config.model.backbone == "vit":
-            # MAE trains the positions, which begin as its table.
+            # As in MAE, position embeddings are trained, starting from a sine-cosine table.
             options = dict(config.model.backbone_options) | {"positions": "learned"}
             options.setdefault("position_grid", grid_of(config))
             config.model.backbone_options = tuple(options.items())
@@ -357,7 +358,7 @@ class Tester(Log):
         logits, _, labels = self._predict(state)
         top1 = accuracy(logits.argmax(axis=1), labels)
         self._writer.scalars(step, {"test/top1": top1})
-        self.report.say(f"step {step}: top-1 {top1:.2f}% of {len(labels)} images")
+        self.report.say(f"step {step}: top-1 accuracy {top1:.2f}% on {len(labels)} test images")
 
     def _predict(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the logits, source labels and class indices of all test examples. Collective."""

@@ -17,7 +17,8 @@ from can_jax.evaluate.task import (
 from can_jax.features.linear import Heads, Setting, grid, train_heads
 from can_jax.utils.settings import Choice, Key, Several, Table, Whole
 
-# Each combination is a head. All heads on the same kind of features are trained at once.
+# Each combination of learning rate, weight decay and kind of features defines a head. All heads on
+# one kind of features are trained at once.
 SETTINGS: Table = {
     "learning_rates": Key(
         (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False),

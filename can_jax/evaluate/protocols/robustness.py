@@ -88,8 +88,8 @@ SETTINGS: Table = {
 
 
 def check_robustness(config: ConfigDict) -> None:
-    """Check that test sets have unique names, and that those of the kind `real`, and no others,
-    have ``labels``."""
+    """Check that test sets have unique names, and that exactly those of the kind `real` have
+    ``labels``."""
     taken = {*RESULTS, *CORRUPTIONS}
     for index, shift in enumerate(config.robustness.shifts):
         called, kind = f"robustness.shifts[{index}]", shift["kind"]
@@ -151,7 +151,8 @@ def robustness(
         results: The results, to which metrics and warnings are added.
 
     Raises:
-        UserError: A test set is missing, or its classes do not match.
+        UserError: A test set is missing, its classes do not match, or corruptions are selected for
+            images that are not RGB.
     """
     settings, classes = context.config.robustness, clean.classes
     corrupted = on_the_fly(context, clean)
@@ -217,8 +218,8 @@ def curves(
         read: For each corruption, a function that reads the test images at a given severity.
         prefix: A prefix of the metric names, such as ``imagenet_c/``.
         relative: Whether to compute the mean corruption error, if all corruptions and severities
-            are present. AlexNet's reference errors are valid only for the ImageNet-C files that its
-            authors distribute.
+            are present. AlexNet's reference errors are valid only for the files that the authors of
+            ImageNet-C distribute.
     """
     settings, rows = context.config.robustness, []
     errors: dict[str, list[float]] = {}
@@ -246,8 +247,11 @@ def curves(
 
 
 def on_the_fly(context: EvalContext, clean: Part) -> Reads:
-    """Return, for each selected corruption, a function from a severity to the corrupted test
-    split."""
+    """Return, for each selected corruption, a function from a severity to the corrupted test split.
+
+    Raises:
+        UserError: Corruptions are selected for images that are not RGB.
+    """
     names = corruptions_of(context.config.robustness.corruptions)
     if names and context.data.channels != 3:
         raise UserError(

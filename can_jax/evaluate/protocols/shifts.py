@@ -57,7 +57,7 @@ class Judged(NamedTuple):
     among: Bool[np.ndarray, " classes"]
 
 
-Reads = dict[str, Callable[[int], Split]]  # By corruption, a reader of the split at a severity.
+Reads = dict[str, Callable[[int], Split]]  # By corruption: a function from severity to split.
 
 
 def open_shift(
@@ -136,7 +136,7 @@ def same_classes(context: EvalContext, path: str, classes: Classes) -> tuple[Par
     """Open a folder whose class folders are named as in training.
 
     Returns:
-        The examples; and a phrase that names the missing classes, empty if no class is missing.
+        The examples, and a phrase that names the missing classes; "" if no class is missing.
 
     Raises:
         UserError: The folder names do not match the classes of the training data.

@@ -24,9 +24,9 @@ COLORS = (
 OTHER = "#d0d0d0"  # The color of classes after the first ten.
 PARTS = 250  # The maximum number of points of a line, about one per pixel of its width.
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the font of the page
-    "svg.hashsalt": "can_jax",  # equal charts are equal text
-    "text.parse_math": False,  # a name may have dollar signs
+    "svg.fonttype": "none",  # writes text instead of paths, so that the page sets the font
+    "svg.hashsalt": "can_jax",  # gives equal charts equal SVG text
+    "text.parse_math": False,  # names may contain dollar signs
     "text.color": INK,
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -46,7 +46,8 @@ STYLE: dict[Any, Any] = {
 def chart_style() -> Iterator[None]:
     """Apply the chart style of the pages to matplotlib inside a ``with`` statement."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # The browser has the font.
+        # Browsers draw the glyphs that the font of matplotlib lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
         yield
 
 
@@ -106,8 +107,8 @@ def metric_chart(
 
     Args:
         runs: The (x, value) points of each run, with ascending x. A run without points has no line.
-        references: The reference values of runs, drawn as dashed horizontal lines; a run may lack
-            one.
+        references: The reference values of runs, drawn as dashed horizontal lines. A run without
+            a reference value has no line.
         title: The title of the chart, which is the name of the metric.
         xlabel, ylabel: The labels of the horizontal and the vertical axis.
         log: Whether to use a logarithmic vertical axis; ignored unless all values are above 0.
@@ -132,7 +133,7 @@ def metric_chart(
         values = [value for points in runs.values() for _, value in points]
         if log and min(values) > 0:
             axis.set_yscale("log")
-            # The default labels are formulas, which `text.parse_math` leaves as their source.
+            # The default labels are formulas, which `text.parse_math=False` shows as source text.
             axis.yaxis.set_major_formatter(_PlainLogFormatter())
             axis.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(1, 0.4)))
         elif max(values) == min(values):

@@ -67,7 +67,7 @@ def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
             row.cells.update(cells)
     repeated = [title for title in titles.values() if list(titles.values()).count(title) > 1]
     for key, title in titles.items():
-        if title in repeated:  # The same location held other examples.
+        if title in repeated:  # The location is the same, but the examples differ.
             digests = sorted(key[1]) if isinstance(key[1], frozenset) else []
             titles[key] = f"{title} {' '.join(digests)}"
     best = {

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 SPECIAL = re.compile(r"([\\`*\[\]<>|&#!~])")
-NUMBER = re.compile(r"[-+]?\d")  # the start of a number, such as one with its deviation
+NUMBER = re.compile(r"[-+]?\d")  # the start of a cell such as `5` or `5.1 ± 0.2`
 
 
 class Markdown(str):

@@ -8,9 +8,9 @@ from can_jax.monitoring.glossary import METRICS
 # The meaning of each metric whose name matches a pattern.
 MEANINGS = {
     r"knn/top1_fixed": "The accuracy of a k-nearest-neighbor (kNN) classifier on frozen features, "
-    "with k = 20 and a temperature of 0.07. Evaluations can be compared by it.",
+    "with k = 20 and a temperature of 0.07. The fixed setting makes evaluations comparable.",
     r"knn/top1": "The accuracy of the kNN classifier with the k and the temperature that were "
-    "best on held-out training images, or with the k that the settings state.",
+    "best on held-out training images; in the protocol `health`, with those of its settings.",
     r"linear/top1": "The accuracy of a linear classifier on frozen features.",
     r"finetune/top1": "The accuracy after the encoder and a linear classifier were fine-tuned.",
     r"fewshot/.*/(\d+)shot": "The accuracy of {}-shot ridge regression, averaged over "
@@ -23,7 +23,8 @@ MEANINGS = {
     r"(.*/)?ece": "The expected calibration error: the mean absolute difference between the "
     "confidence and the accuracy of groups of images with similar confidence.",
     r"(.*/)?nll": "The mean negative log-likelihood of the true class, in nats.",
-    r"(.*/)?brier": "The Brier score: the mean squared error of the class probabilities.",
+    r"(.*/)?brier": "The Brier score: the mean over images of the summed squared errors of the "
+    "class probabilities.",
     r"health/effective_rank": "The exponential of the entropy of the normalized singular values "
     "of the features. It is at most the width.",
     r"health/alignment": "The mean squared distance between the normalized features of two "

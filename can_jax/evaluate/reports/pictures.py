@@ -32,7 +32,7 @@ def images_of(
 
 
 def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
-    """Return an image as RGB, resized to `SIDE` pixels."""
+    """Return an image as RGB, resized to `SIDE` x `SIDE` pixels."""
     pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
@@ -105,7 +105,7 @@ def png_of(sheet: Image.Image) -> bytes:
 
 def map_chart(context: EvalContext, test: Split) -> Html:
     """Plot a 2D map of the features of up to `MAPPED` test examples, colored by class."""
-    from can_jax.evaluate.reports.charts import scatter  # imports matplotlib, in 0.7 s
+    from can_jax.evaluate.reports.charts import scatter  # importing matplotlib takes 0.7 s
 
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
     points = embedding_map(context.select(test)[chosen])

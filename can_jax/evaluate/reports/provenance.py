@@ -13,7 +13,7 @@ from can_jax.data.sources.base import Source
 from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.utils.errors import UserError
 
-SAMPLED = 64  # The number of images of a source whose bytes are compared.
+SAMPLED = 64  # The maximum number of images of a source that `digest_of` hashes.
 # Settings of the data that do not change results, such as its location and caches.
 DATA_PLACES = ("path", "index", "threads", "cache_gb", "disk_cache", "disk_cache_gb", "skip_limit")
 LIMITS = ("train_examples", "test_examples", "held_out")

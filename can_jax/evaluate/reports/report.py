@@ -9,7 +9,7 @@ from can_jax.evaluate.reports.meanings import meanings_of
 
 SECONDS = "seconds"  # The training time of the protocol `classify`, stored in ``chosen``.
 HEADLINES = 8  # The number of metrics shown in large type.
-# Metrics that other metrics summarize.
+# Detailed metrics, which `headlines` omits.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")
 PERCENT = re.compile(r"(.*/)?(top\d.*|\d+shot(_std)?|ece|mce)")  # Metrics in percent.
 
@@ -58,7 +58,7 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     """
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
-        parts = name.split("/")  # An optional set, corruption, severity and metric.
+        parts = name.split("/")  # such as [TEST_SET/]CORRUPTION/SEVERITY/top1
         at_severity = len(parts) > 2 and re.fullmatch("[0-9]", parts[-2]) and parts[-1] == "top1"
         if at_severity and 0 <= value <= 100:
             curve = scores.setdefault(" ".join([run, *parts[:-3]]), {})
@@ -100,7 +100,7 @@ def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
     """Return a chart of the curves from `curves_of`, or an empty string if there are none."""
     if not curves:
         return ""
-    from can_jax.evaluate.reports.charts import curve_chart  # imports matplotlib, in 0.7 s
+    from can_jax.evaluate.reports.charts import curve_chart  # importing matplotlib takes 0.7 s
 
     return curve_chart(curves)
 

@@ -107,7 +107,7 @@ def defaults() -> dict[str, Any]:
 
 
 def settings_of(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the configuration keys of a run that differ from the defaults, as table rows."""
+    """Return the configuration keys whose values differ from the defaults, as table rows."""
     return [
         {"key": key, "value": json.dumps(value), "default": _shown(defaults(), key)}
         for key, value in sorted(record.config.items())

@@ -18,7 +18,7 @@ from can_jax.evaluate.reports.run_record import (
 from can_jax.monitoring.glossary import METRICS, Metric
 from can_jax.monitoring.timing import INPUT_BOUND
 
-# The sections of charts: a title, and the metrics or the prefixes of metrics, in their order.
+# The sections of charts in order: the title, and the metrics or prefixes of metrics.
 SECTIONS = {
     "Losses": ("loss/",),
     "Probes": ("probe/", "test/", "train/"),
@@ -83,14 +83,13 @@ def notices(record: RunRecord) -> list[str]:
         )
     if skipped := record.last("skipped_steps"):
         lines.append(
-            f"{skipped:.0f} updates were skipped because the loss, the gradient norm or the "
-            "learning rate was not finite. A lower optimizer.learning_rate or optimizer.clip_norm "
-            "may help."
+            f"{skipped:.0f} updates were skipped because the loss, a gradient or an updated "
+            "value was not finite. A lower optimizer.learning_rate or optimizer.clip_norm may help."
         )
     if images := record.last("skipped_images"):
         lines.append(
             f"{images:.0f} images could not be decoded and were replaced by others. log.txt names "
-            "the first of them."
+            "the first undecodable images."
         )
     limits = {"embedding/std": COLLAPSED_STD, "embedding/effective_rank": COLLAPSED_RANK}
     last = {name: value for name in limits if (value := record.last(name)) is not None}
@@ -118,7 +117,7 @@ def notices(record: RunRecord) -> list[str]:
 
 def charts_of(records: list[RunRecord]) -> dict[str, list[dict[str, Any]]]:
     """Return a chart and a caption for each metric, by section of the page."""
-    from can_jax.evaluate.reports.charts import metric_chart  # imports matplotlib, in 0.7 s
+    from can_jax.evaluate.reports.charts import metric_chart  # importing matplotlib takes 0.7 s
 
     by_images = len({record.config.get("batch_size") for record in records}) > 1
     restarts = _restarts(records[0]) if len(records) == 1 else []
