@@ -12,7 +12,7 @@ NAME = "seal.json"  # sizes and checksums of the files, and the shapes of the ar
 # Orbax writes these files after the checksums; a restore does not need them.
 WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
 CHUNK = 2**24  # bytes read at a time
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a missing file, or a folder in its place
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a path is missing or of the wrong type
 
 
 def write_checksums(folder: epath.Path, shapes: dict[str, list[int]]) -> None:
@@ -96,7 +96,7 @@ def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
     """
     if "://" in str(path):
         return path.stat().length, None
-    # The size is counted, since `stat` of epath fails if the owner of the file has no name.
+    # The bytes are counted, since `epath.Path.stat` fails if the file's owner has no user name.
     size = crc = 0
     with path.open("rb") as file:
         while part := file.read(CHUNK):

@@ -1,7 +1,8 @@
 """Dumps of failed train steps, which `python -m can_jax.replay` re-runs for debugging.
 
-A dump is a folder with the configuration, the train state, and one file for each process with the
-rows of the batch on its devices. File and folder names use the older term "capture".
+A dump is a folder that contains the configuration, the train state, and one file for each process.
+The file of a process stores the rows of the batch on the devices of that process. File and folder
+names use the older term "capture".
 """
 
 import contextlib
@@ -35,6 +36,7 @@ def write_failed_step(
 
     Raises:
         OSError: The dump cannot be written completely.
+        UserError: The folder ``state`` in the dump cannot be created or read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[int, dict[str, np.ndarray]] = {}
@@ -63,7 +65,7 @@ def read_batch(folder: epath.Path) -> Batch:
     stream.
 
     Raises:
-        UserError: The folder contains no ``batch_*.npz`` file, or one cannot be read.
+        UserError: The folder contains no ``batch_*.npz`` file, or such a file cannot be read.
     """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:

@@ -73,8 +73,8 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         identity: The identity of the run that is about to start; None for pretraining.
 
     Raises:
-        UserError: The checkpoints belong to another run, or a fine-tuning run finds no stored
-            identity.
+        UserError: The checkpoints belong to another run, a fine-tuning run finds no stored
+            identity, or the stored identity or the directory cannot be read.
     """
     if not has_checkpoints(workdir):
         return

@@ -51,10 +51,11 @@ class RunLock:
     def check(self) -> None:
         """Check that this job still holds the lock; call this before every write to the directory.
 
-        While the lock file cannot be read, this retries and blocks; see `Lease.check`.
+        While the lock file cannot be read, this retries and blocks; see `Lease.check`. In processes
+        other than 0, this does nothing.
 
         Raises:
-            LostLock: Another run has taken over the directory.
+            LostLock: Another run has taken over the directory, or the lock files were removed.
             OSError: The lock was unreadable for so long that another host may have taken it over.
         """
         if self._lease is not None:
@@ -64,7 +65,8 @@ class RunLock:
         """Check that this job still holds the lock. Collective: every process must call this.
 
         Raises:
-            LostLock: Another run has taken over the directory.
+            LostLock: Another run has taken over the directory, or the lock files were removed. In
+                processes other than 0, any failure of the check raises `LostLock`.
             OSError: The lock was unreadable for so long that another host may have taken it over.
         """
         error: Exception | None = None
@@ -115,7 +117,7 @@ def run_lock(
         yield lock
     finally:
         done.set()
-        beats.join(BEAT_SECONDS)  # a beat after the release could leave a record in a bucket
+        beats.join(BEAT_SECONDS)  # a late heartbeat could recreate the record in a bucket
         if claim is not None:
             claim.release()
 

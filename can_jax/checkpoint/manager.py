@@ -105,7 +105,7 @@ class Checkpointer:
         return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
 
     def set_aside_after(self, step: int, reason: str) -> None:
-        """Move checkpoints after ``step`` to ``refused_checkpoints/``. Collective."""
+        """Move checkpoints after ``step`` to ``refused_checkpoints/``, and log why. Collective."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
                 self._set_aside(later, reason)
@@ -225,7 +225,7 @@ class Checkpointer:
             partial: Whether ``abstract`` is only a part of the saved state; the rest is not read.
 
         Raises:
-            UserError: No checkpoint matches the model, or one cannot be restored.
+            UserError: No checkpoint matches the model, or a checkpoint cannot be restored.
         """
         refused: dict[int, str] = {}
         for candidate in sorted(self._manager.all_steps(), reverse=True):
@@ -304,8 +304,8 @@ class Checkpointer:
         except Exception as error:  # Orbax raises errors of any kind
             raise UserError(
                 f"checkpoint {self._directory / str(step)} cannot be restored: "
-                f"{one_line(error)[:300]}. To use the previous checkpoint, move this one out of "
-                "its folder"
+                f"{one_line(error)[:300]}. To use the previous checkpoint, move this one to "
+                "another folder"
             ) from error
         return restored.state, restored.run
 

@@ -19,8 +19,8 @@ from can_jax.utils.nested import flatten
 from can_jax.utils.renamed import with_new_names
 from can_jax.utils.settings import flat_keys
 
-# Settings that a resume may change only with --allow_changes=NAME. Others, such as the mesh or the
-# microbatches, may change freely.
+# Settings that a resume may change only with --allow_changes=NAME. Other settings, such as the mesh
+# or the microbatches, may change freely.
 CHANGES = {
     "seed": ("seed",),
     "batch_size": ("batch_size",),
@@ -131,9 +131,8 @@ def newer_keys(stored: str) -> list[str]:
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the keys with a changed default that have the default in both configurations.
-
-    The stored configuration has the former default, and ``config`` has the current one.
+    """Return the keys that have a former default in ``began`` and the current default in
+    ``config``.
 
     Args:
         began: The configuration in the run directory, parsed.

@@ -107,7 +107,7 @@ def read_config(folder: epath.Path) -> ConfigDict:
     """Return the configuration stored in a run directory or in the dump of a failed step.
 
     Raises:
-        UserError: ``config.json`` is missing, is not valid JSON, or has unknown keys.
+        UserError: ``config.json`` is missing or unreadable, is not valid JSON, or has unknown keys.
     """
     try:
         return from_json((folder / "config.json").read_text())

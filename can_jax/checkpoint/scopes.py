@@ -12,7 +12,7 @@ from can_jax.utils.quiet import host_logging
 with host_logging():  # Orbax logs while it is imported.
     import orbax.checkpoint as ocp
 
-SLICE = 2**23  # the minimum bytes of a part, if devices with copies of an array share its write
+SLICE = 2**23  # the minimum bytes per device if several devices split the write of an array
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def quiet_orbax() -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_arrays_whole() -> Iterator[None]:
-    """Make one device write each small array that is replicated over several devices.
+    """Write each small replicated array from one of its devices, instead of from all.
 
     By default, Orbax splits the write of a replicated array among the devices and compiles a
     program for each slice. For 150 small arrays on eight devices, the default takes 15 s per save.

@@ -187,7 +187,7 @@ class BucketFiles:
             try:
                 remote.write(str(path), text.encode(), mode="create")
             except FileExistsError:
-                # A repeated request finds the object that the first one created.
+                # A retried request can find the object that its first attempt created.
                 return self.read(name) == text
             return True
         if self.read(name) is not None:
@@ -229,9 +229,9 @@ def files_of(folder: epath.Path) -> Files:
 def creates_exclusively(url: str) -> bool:
     """Return whether the object store of a URL can create an object only if it does not exist.
 
-    Atomic creation requires a conditional write by the object store, which the library `obstore`
-    supports. TensorFlow's file system checks whether the object exists and then writes, so another
-    process can write in between.
+    Atomic creation requires a conditional write, which the library `obstore` supports. TensorFlow's
+    file system checks whether the object exists and then writes, so another process can write in
+    between.
     """
     scheme = url.partition("://")[0]
     return scheme in BUCKETS and importlib.util.find_spec("obstore") is not None

@@ -42,7 +42,7 @@ def pid_namespace() -> str | None:
     """Return the PID namespace of this process, or None on a system without namespaces.
 
     If `/proc` belongs to another PID namespace, return a random value that matches no other
-    process, since others cannot look up this process ID.
+    process, since other processes cannot look up this process ID.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):

@@ -1,9 +1,9 @@
 """The protocol by which one process at a time holds a run directory.
 
-Each holder has a record file ``.lock-NUMBER`` that only it writes. A new process creates the record
-with the next number, but only if the holder of the newest record has ended. If several processes
-try to create the same record, only one succeeds. The process that creates a new record then removes
-the older records. A holder whose record is missing has lost the lease.
+Each holder has a record file ``.lock-NUMBER``, which no other process writes. A new process creates
+the record with the next number, but only if the holder of the newest record has ended. If several
+processes try to create the same record, only one succeeds. The process that creates a new record
+then removes the older records. A holder whose record is missing has lost the lease.
 
 Processes under the same kernel also use a file lock on ``.lock``, which a holder keeps while it is
 suspended. Processes on other hosts check the heartbeats in the holder's record. ``lock.json`` is a
@@ -25,7 +25,7 @@ STALE_BEATS = 3  # missed heartbeats after which a holder on another host counts
 
 
 class Clock:
-    """A monotonic clock that also counts the time of a suspended system, if supported."""
+    """A monotonic clock that, where supported, also runs while the system is suspended."""
 
     def now(self) -> float:
         """Return the time in seconds since an arbitrary start."""
@@ -251,7 +251,7 @@ class Lease:
             self._clock.sleep(self._beat_seconds / 100)
             now = self._files.read(name)
             if now is None:
-                return False  # `_claim` finds out whether it was released or taken over
+                return False  # `_claim` finds out whether the lease was released or taken over
             if now != before:
                 return True
         return False
@@ -270,13 +270,13 @@ class Lease:
         if not self._files.create(name_of(number), self._text(claiming=True)):
             return self._records.newest()[1] or {}
         others = [other for other in self._records.numbers() if other != number]
-        # The newest record may have been released, or taken over, since it was judged.
+        # Since `judged` was read, another process may have taken or even released the lease.
         same = judged is None or token(self._records.read(name_of(gone))) == token(judged)
         if any(other > gone for other in others) or (judged is None and others) or not same:
             self._files.remove(name_of(number))
             return self._records.newest()[1] or {}
         if not self._files.update(name_of(number), self._text()):
-            return self._records.newest()[1] or {}  # another start judged this one gone
+            return self._records.newest()[1] or {}  # another process has removed the record
         for other in others:
             self._files.remove(name_of(other))
         with contextlib.suppress(OSError):
@@ -284,7 +284,7 @@ class Lease:
         self._number = number
         try:
             self.check()
-        except LostLock:  # another start judged this one gone
+        except LostLock:  # another process has taken over in the meantime
             self.lost, self._number = None, 0
             if token(self._records.read(name_of(number))) == self._me["token"]:
                 self._files.remove(name_of(number))
@@ -305,7 +305,7 @@ class Lease:
                 record = self._records.read(name_of(number))
                 if record is not None and not record.get("claiming"):
                     return record
-        # The own record is read last, since it cannot reappear: a successor removes it first.
+        # The own record is read last: a successor removes it before it holds the lease.
         own = self._records.read(name_of(self._number))
         return None if token(own) == self._me["token"] else own or {}
 
