@@ -13,8 +13,8 @@ class Batch(NamedTuple):
 
     Attributes:
         views: The crops of each image, uint8 (images, views, height, width, channels).
-        position: The position of each example in the training stream, modulo 2**32. The position is
-            folded into the random keys of the example on the device.
+        position: The position of each example in the training stream, modulo 2**32. On the
+            device, the position is folded into the random keys of the example.
         label: The label of each image; -1 where unknown.
         content: An identifier that copies of an image share; None unless `needs_content` returns
             True.

@@ -1,8 +1,8 @@
 """The tf.data part of the input pipeline, which reads, decodes and crops images in chunks.
 
-One thread of tf.data decodes and crops a chunk of up to 64 images. Cropping and decoding run Python
-only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow decodes these
-images; if Pillow fails as well, another image replaces the undecodable one in training.
+Each chunk of up to 64 images is decoded and cropped by one thread of tf.data. Decoding and cropping
+run Python only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow
+decodes these images. In training, an image that Pillow cannot decode either is replaced by another.
 """
 
 import functools
@@ -43,8 +43,8 @@ def batches(
 ) -> Any:
     """Return a `tf.data.Dataset` of batches of views, in the order of ``pairs``.
 
-    If ``replacement`` is given, an undecodable image is replaced by the example that this function
-    returns for its position. A replacement changes no other row of the batch.
+    If ``replacement`` is given, an undecodable image is replaced by the example that
+    ``replacement`` returns for its position. A replacement changes no other row of the batch.
 
     Args:
         source: The data source from which to read the images.
@@ -60,7 +60,7 @@ def batches(
     Returns:
         A data set of dicts: ``views`` uint8 (rows, views, height, width, channels), ``position``
         (rows,), ``label`` (rows,) and ``attempt`` (rows,). ``attempt`` is the number of undecodable
-        examples skipped in a row of the batch; if it equals ``attempts``, the views are black.
+        examples that were skipped for a row; if it equals ``attempts``, the views are black.
     """
     repair = Repair(views)
     failed: list[UserError] = []
@@ -97,10 +97,10 @@ def batches(
 def reads(source: Source, pairs: Any, rows: int, threads: int | None) -> Any:
     """Return a `tf.data.Dataset` that reads the images that `batches` reads, and decodes none.
 
-    Unlike `batches`, it does not read chunks of a remote source ahead.
+    Unlike the data set of `batches`, this one does not read chunks of a remote source ahead.
 
     Returns:
-        A data set of int64 arrays (rows,), the sizes in bytes of the images of a batch.
+        A data set of int64 arrays (rows,): the size in bytes of each image of a batch.
     """
 
     def chunk(positions: Any, examples: Any) -> Any:
@@ -124,6 +124,7 @@ def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
 
     Raises:
         UserError: The first error in ``dataset.failed``.
+        tf.errors.OpError: TensorFlow raised an error, and ``dataset.failed`` is empty.
     """
     batches = dataset.as_numpy_iterator()
     while True:
@@ -149,8 +150,8 @@ def in_parallel(
     first: tuple[Callable[..., Any], int] | None = None,
     grouped: bool = False,
 ) -> Any:
-    """Apply ``chunk`` to groups of elements in parallel, and return the results as batches of
-    ``rows``.
+    """Apply ``chunk`` to groups of elements in parallel, and return the results in batches of
+    ``rows`` examples.
 
     Args:
         elements: The `tf.data.Dataset` to process; its elements are single examples unless
@@ -314,7 +315,7 @@ def _traced(views: Views) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class Repair:
-    """A callable that fills in the rows of a chunk whose images TensorFlow cannot decode.
+    """A callable that fills in those rows of a chunk that TensorFlow could not decode.
 
     Args:
         views: The description of the views to crop from each image.

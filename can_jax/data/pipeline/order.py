@@ -47,7 +47,8 @@ class Order:
         if self.version not in range(1, VERSION + 1):
             raise UserError(
                 f"the checkpoint uses version {self.version} of the example order, but this "
-                f"release of can_jax supports 1 to {VERSION}: use the release that wrote it"
+                f"release of can_jax supports 1 to {VERSION}: use the release that wrote the "
+                "checkpoint"
             )
 
     def examples_at(

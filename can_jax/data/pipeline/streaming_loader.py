@@ -3,15 +3,15 @@
 The loader supports compressed shards, and remote stores with slow random access. Compared to the
 loader of indexed data, the streaming loader guarantees less about the order of examples.
 
-- In each epoch, a process reads each of its shards once, in a new order. Whole shards are divided
-  among the processes, so a process with smaller shards begins its next epoch earlier.
+- Each epoch divides whole shards among the processes in a new random order. A process reads each of
+  its shards once, so a process with smaller shards begins its next epoch earlier.
 
 - Examples are shuffled within windows of `data.window` examples. The examples of a window come
-  alternately from `data.shards_at_once` shards, which mixes shards that hold one class each.
+  alternately from `data.shards_at_once` shards, so classes mix even if each shard holds one class.
 
 - A run resumed with the same number of processes reads the same stream as an uninterrupted run. If
-the number of processes has changed, all processes start at the beginning of the next epoch and log
-a warning.
+  the number of processes has changed, all processes start at the beginning of the next epoch and
+  log a warning.
 
 - An image that cannot be decoded is replaced by another image of its chunk or its window.
 """
@@ -48,7 +48,7 @@ from can_jax.utils.tensorflow import tensorflow
 # records of the group; and the number of examples of the window already used.
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
-SPARES = 16  # images from which a substitute is chosen: at least 16, if the window has as many
+SPARES = 16  # the minimum number of images to choose a substitute from, if the window has as many
 NOTHING = 2**30  # the `attempt` of a row if no image and no substitute of its chunk can be decoded
 
 
@@ -114,8 +114,8 @@ class ShardStream:
             place: The position in the stream at which to start, as a `Place`.
 
         Raises:
-            UserError: None of the shards contains an image anymore, for example because the files
-                were removed.
+            UserError: A shard cannot be read, for example because it was removed, or none of the
+                shards contains an image anymore.
         """
         epoch, shard, record, taken = place
         barren: set[str] = set()  # shards that were read since the last image
@@ -145,7 +145,7 @@ class ShardStream:
                 )
 
     def fingerprint(self) -> Fingerprint:
-        """Return a digest of the names of the shards and a digest of their sizes."""
+        """Return a dict of a digest of the shards' names and a digest of their sizes."""
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         names = Names.of([os.path.relpath(path, root) for path in self.paths])
         sizes = digest_of_columns(shard_sizes(self.paths))
@@ -175,8 +175,8 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
         split: The name of the split, such as `train`.
 
     Raises:
-        UserError: There are fewer shards than processes, or the first records of the shards hold no
-            image.
+        UserError: The split has no shard or fewer shards than there are processes, a shard cannot
+            be read, or the first records of the shards contain no image.
     """
     for key in ("index", "cache_gb", "disk_cache"):
         if data[key]:
@@ -259,8 +259,9 @@ def resumed(states: States | None, process: int, processes: int) -> tuple[int, .
     """Return the stream position at which a process resumes, given the states of all processes from
     the checkpoint.
 
-    The stream starts at its first epoch if the checkpoint has no position in a stream, because the
-    run has read its data by random access before.
+    If the number of processes has changed, all processes start at the epoch after that of the most
+    advanced process. If the checkpoint has no stream position, because the run read its data by
+    random access, the stream starts at epoch 0.
     """
     if not states:
         return START
@@ -285,9 +286,9 @@ def _batches(
     share: ProcessSlice,
     start: tuple[int, ...],
 ) -> Any:
-    """Return a data set of batches with the entries of those of `chunks.batches`, and the entry
-    ``place``, the stream position after each row. Rows without a decodable image have an
-    ``attempt`` of `NOTHING`."""
+    """Return a data set of dicts as `chunks.batches` does, with the additional entry ``place``, the
+    stream position after each row. Rows without a decodable image have an ``attempt`` of
+    `NOTHING`."""
     tf = tensorflow()
     failed: list[UserError] = []
 

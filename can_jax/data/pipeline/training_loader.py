@@ -29,9 +29,9 @@ from can_jax.utils.tensorflow import tensorflow
 
 # The number of examples tried at a position of the stream before the run stops with an error.
 DECODE_ATTEMPTS = 16
-# The number of positions whose examples are computed at once, 16 times as fast as 64 at once.
+# The number of positions whose examples are computed at once; 16 times as fast as with 64.
 ORDERED = 4096
-SHARE_ERROR = 0.05  # relative error of a mixture's share above which it is logged
+SHARE_ERROR = 0.05  # the relative error above which the share of a part of a mixture is logged
 AHEAD = 2  # batches loaded and transferred ahead of the training step
 NAMED = 1000  # undecodable files logged by name; further ones are only counted
 
@@ -45,7 +45,7 @@ def counts_of(states: States | None, process: int, processes: int) -> tuple[int,
     written.
 
     If the number of processes has changed, process 0 gets the sums over all processes, and the
-    others get 0.
+    other processes get 0.
     """
     if states and len(states) == processes:
         return states[process][0], states[process][1]
@@ -76,8 +76,7 @@ def host_batches(
     rows: Int[np.ndarray, " local"],
     order: Order | None = None,
 ) -> Any:
-    """Return the rows of each batch that one process loads, for a range of steps, as a
-    `tf.data.Dataset`.
+    """Return a `tf.data.Dataset` with one process's rows of the batches in a range of steps.
 
     Args:
         config: The resolved configuration; `data`, `augment`, `batch_size` and `seed` are used.
@@ -197,8 +196,8 @@ class Loader(Iterator[Batch]):
 def _place_next(
     batches: list[Any], share: ProcessSlice, contents: Contents | None
 ) -> tuple[dict[str, Any], Batch]:
-    """Load the next batch, and return the host arrays of this process without the images, and the
-    batch as global arrays."""
+    """Load the next batch. Return the host arrays of this process without the images, and the batch
+    as global arrays."""
     host = next(batches[0])
     local: Any = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
     if contents is not None:
@@ -230,14 +229,18 @@ class TrainingLoader(Loader):
         self._named: set[int] = set()
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count the images that this process skipped in a batch, and log their names."""
+        """Count the images that this process skipped in a batch, and log their names.
+
+        Raises:
+            UserError: None of the images tried at a position can be decoded.
+        """
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
 
     def _contents(self, positions: Int[np.ndarray, " local"]) -> UInt32[np.ndarray, " local"]:
-        """Return the `Batch.content` of images: the lower 32 bits of the content digest if the
-        index has one, else of the example's index. A substitute for an undecodable image gets the
-        content value of the undecodable image.
+        """Return the `Batch.content` of images: the lower 32 bits of the content digest or, without
+        a digest, of the example's index. A substitute for an undecodable image gets the content
+        value of the undecodable image.
         """
         examples = self._order.examples_at(np.asarray(positions, np.int64))
         numbers = examples.astype(np.uint64)

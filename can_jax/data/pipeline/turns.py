@@ -76,7 +76,7 @@ def _ahead(read: Read, path: str, ended: threading.Event) -> Iterator[tuple[byte
                         return
                     block, size = [], 0
             if not block or put(block):
-                put([])  # the end
+                put([])  # marks the end of the shard
         except BaseException as error:
             put(error)
 

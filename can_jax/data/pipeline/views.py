@@ -109,8 +109,8 @@ class RandomViews(Views):
         views: The number of views per image.
         area: The smallest and largest area of a crop, as a fraction of the image.
         aspect: The smallest and largest ratio of width to height of a crop.
-        interpolation: How crops are resized; see `config.augment.crop_interpolation`.
-        fit: What happens to a crop that exceeds the image; see `config.augment.crop_fit`.
+        interpolation: The interpolation of resized crops; see `config.augment.crop_interpolation`.
+        fit: The handling of a crop that exceeds the image; see `config.augment.crop_fit`.
     """
 
     seed: int
@@ -153,8 +153,9 @@ class RandomViews(Views):
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """Return the views of an encoded image, which is decoded once.
 
-        For bilinear crops, a JPEG is decoded at the lowest sufficient resolution. For bicubic
-        crops, and in other formats, an image is decoded at its full resolution.
+        For bilinear crops, a JPEG is downscaled during decoding as far as possible without making
+        a crop smaller than its view. Other images are decoded at their full resolution, and so are
+        all images for bicubic crops.
 
         Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
         """
