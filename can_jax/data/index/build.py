@@ -1,5 +1,5 @@
-"""The index builder, which writes a table of all usable examples, and lists of the undecodable and
-the duplicate examples."""
+"""The index builder. It writes a table of all usable examples, and text files that list undecodable
+examples, duplicates and damaged shards."""
 
 import errno
 import hashlib
@@ -59,7 +59,8 @@ def build_index(
         drop_duplicates: Whether to index only the first of several examples with the same content.
 
     Raises:
-        UserError: ``names`` is empty, no image can be decoded, or the folder cannot be written.
+        UserError: ``names`` is empty, no example is usable, ``out`` cannot be written, or
+            `examine_all` raises an error.
     """
     if not names:
         raise UserError(f"there is no image below {plan.root}")
@@ -89,8 +90,8 @@ def build_index(
 
 
 def _request_of(out: Path) -> str | None:
-    """Return the digest of the files and options from which an index was built, or None if there is
-    no index."""
+    """Return the digest of the files and options from which an index was built, or None if the
+    folder stores no digest."""
     try:
         return json.loads((out / FACTS).read_text()).get("request")
     except (OSError, ValueError):
@@ -146,8 +147,8 @@ def _build(
         "undecodable": joined.undecodable, "duplicates": len(copies), "cut_off": len(problems)
     }  # fmt: skip
     facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes, "request": request}
-    # A run keeps the columns that it has mapped, because renaming does not overwrite their content.
-    # While old and new columns are mixed, no `index.json` marks them as complete.
+    # A run that has mapped old columns keeps reading them, because a rename does not overwrite
+    # their content. While old and new columns are mixed, no `index.json` marks them as complete.
     (out / FACTS).unlink(missing_ok=True)
     for column in work.glob("*.npy"):
         column.replace(out / column.name)

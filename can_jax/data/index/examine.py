@@ -53,9 +53,9 @@ class Plan:
     Attributes:
         source: The kind of data: `folder`, `tfrecord` or `webdataset`.
         root: The path or URL of the folder to which the names of files are relative.
-        verify: The check of each image. `decode` decodes every image. `read` reads and hashes every
-            image but decodes only its header, so truncated images are not detected. `none` checks
-            no image, and reads only the headers of shards and the names of files.
+        verify: The check of each image. `decode` hashes and decodes every image. `read` hashes
+            every image but decodes only its header, so truncated images are not detected. `none`
+            checks no image, and reads only the headers of shards and the names of files.
         image_key, label_key: The names of the TFRecord features that contain the encoded image and
             the integer label.
         max_pixels: The maximum width times height in pixels; a larger image counts as undecodable.
@@ -109,7 +109,8 @@ def examine(plan: Plan, names: list[str]) -> Part:
     """Check every example in some files as ``plan.verify`` requires, and return a `Part`.
 
     Raises:
-        UserError: This machine does not have the folder ``plan.root``.
+        UserError: This machine does not have the folder ``plan.root``, or reading a file fails with
+            an I/O error, even after retries.
     """
     if not is_remote(plan.root) and not os.path.isdir(plan.root):
         raise UserError(f"{shown(plan.root)} does not exist on {socket.gethostname()}")
@@ -149,8 +150,8 @@ def _examine_one(
     label: int,
     parse: ParseRecord | None,
 ) -> tuple[int, int, str]:
-    """Return the label and digest of one example, and the reason why it cannot be decoded, or
-    ""."""
+    """Return the label of one example, its digest, and the reason why it cannot be decoded; the
+    reason is "" if it can."""
     try:
         content = read_example(files.get(path, str), offset, length, parse)
     except UserError:
@@ -190,7 +191,7 @@ def why_undecodable(
         reason = " ".join(str(error).split()).split(" <_io")[0] or type(error).__name__
     else:
         return ""
-    try:  # in rare cases TensorFlow reads an image that Pillow does not
+    try:  # in rare cases TensorFlow decodes an image that Pillow rejects
         decode.native_size(encoded, max_pixels)
         decode.native_pixels(encoded, 3, value_range=value_range)
     except (tensorflow().errors.OpError, UnicodeDecodeError):
@@ -205,18 +206,23 @@ def examine_all(
     workers: Workers,
     progress: Callable[[int, int], None],
 ) -> Iterator[Part]:
-    """Examine all files by workers, reusing the stored parts of an interrupted call.
+    """Examine all files with ``workers``, and return the `Part` of each unit, in the order of
+    ``names``.
 
-    If there are stored parts, the fingerprints of all units are computed first, to find the parts
-    that can be reused.
+    The stored parts of an interrupted call are reused. If there are stored parts, the fingerprints
+    of all units are computed first, to find the parts that can be reused.
 
     Args:
         plan: The kind and location of the data, and how thoroughly to check each image.
         names: The paths of the files, relative to ``plan.root``.
         parts: The existing folder in which the results of finished units are stored.
         workers: The processes among which the units are divided.
-        progress: A callback that is called with the number of finished units and the number of all
-            units.
+        progress: A callback that is called with the number of finished units and the total number
+            of units.
+
+    Raises:
+        UserError: Examining a unit fails (see `examine`), the workers fail (see `Workers.results`),
+            or a stored part is damaged.
     """
     units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
     fingerprints = [""] * len(units)
@@ -245,8 +251,8 @@ def _path(parts: Path, fingerprint: str) -> Path:
 
 
 def _examine_unit(plan: Plan, names: list[str]) -> tuple[str, Part]:
-    """Examine the files of a unit; return the unit's fingerprint from before the examination, and
-    the result."""
+    """Return the fingerprint of a unit, computed before the examination of its files, and the
+    resulting `Part`."""
     return _fingerprint(plan, names), examine(plan, names)
 
 
@@ -254,7 +260,8 @@ def _load(path: Path) -> Part:
     """Return the result of a unit from the file that stores it.
 
     Raises:
-        UserError: The file cannot be read, or is damaged.
+        OSError: The file cannot be read.
+        UserError: The file is damaged.
     """
     try:
         content = read_npz(path)
@@ -264,8 +271,8 @@ def _load(path: Path) -> Part:
 
 
 def _fingerprint(plan: Plan, names: list[str]) -> str:
-    """Return a digest of a plan and a unit's files, which changes with the name, size or, for local
-    files, modification time of any file."""
+    """Return a digest of a plan, of the names and sizes of a unit's files, and of the modification
+    times of local files."""
     digest = hashlib.blake2b(repr((PART_FORMAT, plan)).encode(), digest_size=16)
     for name in names:
         path = os.path.join(plan.root, name)

@@ -1,5 +1,5 @@
-"""A lock that admits one writer to a folder at a time, also across hosts if their shared file
-system supports it."""
+"""A lock that admits one writer to a folder at a time. It works across hosts if their shared file
+system supports locks."""
 
 import contextlib
 import fcntl
@@ -9,18 +9,21 @@ from pathlib import Path
 
 from absl import logging
 
-LOCK = ".lock"  # an empty file that is never deleted; the lock on it ends with its process
+LOCK = ".lock"  # an empty file that is never deleted; its lock ends with the locking process
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on a folder, and block while another process holds it.
+    """Lock a folder exclusively within the context; block while another process holds the lock.
 
     If the file system does not support locks, a warning is logged and nothing is locked.
 
     Args:
         folder: The folder to lock, which must exist.
         wait: A callback that is called once, before blocking, if another process holds the lock.
+
+    Raises:
+        OSError: The lock file cannot be opened for writing.
     """
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -40,7 +43,7 @@ def _lock(file: int, wait: Callable[[], None], folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # the file system does not support locks
         logging.warning(
-            "%s cannot be locked: %s; run only one command at a time that writes to it",
+            "%s cannot be locked: %s; do not run another command that writes to it meanwhile",
             folder,
             error.strerror,
         )

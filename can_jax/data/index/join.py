@@ -1,6 +1,6 @@
-"""The table of an index, which is assembled from the results of all units with little memory.
+"""The assembly of an index from the results of all units, which needs little memory.
 
-At 10^8 rows the columns take 3.2 GB on disk. The memory in use is one byte for each row, the
+At 10^8 rows the columns take 3.2 GB on disk. Memory holds one byte for each row, the indices of the
 duplicates, and a few million rows at a time.
 """
 
@@ -148,5 +148,5 @@ def write_columns(
                 kept = file_labels[columns["file"][rows][keep[rows]]]
             target[end : end + len(kept)] = kept
             end += len(kept)
-        del target  # writes it
+        del target  # flushes the file
     return count
