@@ -117,7 +117,9 @@ def test_index_by_reading_keeps_images_that_are_cut_off(tmp_path):
 def test_index_elsewhere(tmp_path):
     shards(tmp_path / "data", "tfrecord")
     options = [f"--out={tmp_path / 'index'}", "--verify=none", "--workers=1"]
-    main_in_process("can_jax.data.index", tmp_path / "data", *options).check_returncode()
+    run = main_in_process("can_jax.data.index", tmp_path / "data", *options)
+    run.check_returncode()
+    assert "images were not read" in run.stdout and "0 duplicates" not in run.stdout
     source = open_tfrecord(str(tmp_path / "data"), "train", index=str(tmp_path / "index"))
     assert source.examples == 9 and not (tmp_path / "data" / FOLDER).exists()
     with pytest.raises(UserError, match=r"holds no complete index of can_jax"):

@@ -155,6 +155,9 @@ def _build(
     write_facts(out, facts | counts, examples, label_names)
     shutil.rmtree(work)
     print(f"{examples} examples indexed in {time.monotonic() - started:.1f}s")
+    if plan.verify == "none":
+        print("the images were not read, so undecodable images and duplicates are not known")
+        return
     undecodable = f"{shown(str(out))}/{UNDECODABLE}"
     print(f"{counts['undecodable']} undecodable images are left out; see {undecodable}")
     kept = "left out" if drop_duplicates else "kept (use --drop_duplicates to leave them out)"
