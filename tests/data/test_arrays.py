@@ -30,8 +30,8 @@ def test_shards_are_joined_in_order(tmp_path):
     [
         ({"pictures": images(2)}, "no array 'images', only pictures"),
         ({"images": images(2).astype(np.float32)}, "float32"),
-        ({"images": images(2)[..., :1]}, r"expected is uint8 \(images, height, width, 3\)"),
-        ({"images": images(2), "labels": np.array([1])}, "expected is one integer for each"),
+        ({"images": images(2)[..., :1]}, r"expected uint8 \(images, height, width, 3\)"),
+        ({"images": images(2), "labels": np.array([1])}, "expected one integer for each"),
         ({"images": images(0)}, "hold no image"),
         ({"images": np.array([{}], dtype=object)}, "cannot be read as an npz file of plain arrays"),
     ],

@@ -68,7 +68,7 @@ def test_shards_and_their_index_on_a_store(tmp_path, store, kind):
     opened = opener(root, "train")
     assert read_all(opened) == local and opened.table.digest is not None
     remote.write(f"{root}/x-train-0.{suffix}", b"another")
-    with pytest.raises(UserError, match="is older than"):
+    with pytest.raises(UserError, match="whose size has changed"):
         opener(root, "train")
 
 

@@ -27,8 +27,8 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
         channels: The number of channels that the images must have.
 
     Raises:
-        UserError: There is no npz file of the split, or an npz file does not have the expected
-            content.
+        UserError: ``path`` does not exist or is a URL, there is no npz file of the split, or the
+            files cannot be read, are inconsistent or do not have the expected content.
     """
     root = existing_root(path)
     shards = shards_of_split(root, split)
@@ -107,7 +107,8 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
     only its own path.
 
     Raises:
-        UserError: There is no npz file of the split.
+        UserError: There is no npz file of the split, or the file names spell the split in several
+            ways.
     """
     if root.is_file():
         choose_files(str(root), [root.name], split, "npz file", listed=True, patterns=False)
@@ -145,13 +146,13 @@ def _read(
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
         raise UserError(
-            f"{shard}: 'images' is {images.dtype} {images.shape}; expected is uint8 "
+            f"{shard}: 'images' is {images.dtype} {images.shape}; expected uint8 "
             f"(images, height, width, {channels}), with config.data.channels={channels}"
         )
     labels = arrays.get("labels", np.full(len(images), -1))
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"{shard}: 'labels' is {labels.dtype} {labels.shape}; expected is one integer for each "
+            f"{shard}: 'labels' is {labels.dtype} {labels.shape}; expected one integer for each "
             f"of the {len(images)} images"
         )
     names = tuple(

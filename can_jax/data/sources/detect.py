@@ -39,7 +39,8 @@ def kind_of(path: str) -> Kind:
     kind is returned.
 
     Raises:
-        UserError: The path does not exist, or contains no data of a supported kind.
+        UserError: The path does not exist, is a single image or a pattern of images, or contains no
+            data of a supported kind.
     """
     if "::" in path or "{split}" in path or not is_folder(path):
         return _of_files(path)
@@ -72,11 +73,11 @@ def kind_of(path: str) -> Kind:
 
 def _of_files(path: str) -> Kind:
     """Return the kind of a file or pattern, derived from its name or from the most frequent kind of
-    the matching files.
+    the matching files. If the names reveal no kind, the files count as TFRecords.
 
     Raises:
-        UserError: No file matches, no matching file is of a supported kind, or the path is a single
-            image.
+        UserError: No file matches, the files have a known but unsupported format, or they are
+            images.
     """
     first = path.split("::")[0]
     kind = _kind_of_name(os.path.basename(first))

@@ -68,8 +68,8 @@ def open_folder(
             to use folder names.
 
     Raises:
-        UserError: The folder does not exist or contains no image of the split, or the label list
-            cannot be read.
+        UserError: The folder does not exist or contains no image of the split, several folders
+            match the split, the index is invalid, or the label list cannot be read.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -81,7 +81,7 @@ def open_folder(
     table = scan_folder(path, split) if stored is None else stored
     first = table.names[int(table.file[0])] if len(table) else ""
     if index and root != path and not is_remote(root) and not Path(root, first).exists():
-        root = path  # older versions searched for splits in this folder only
+        root = path  # older versions searched only ``path`` itself for folders of splits
     if root in (path, parent):
         _refuse_splits_as_classes(path, split, groups, table.label_names)
     if labels:
@@ -127,11 +127,12 @@ def _refuse_splits_as_classes(
 
 
 def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
-    """Return the folder of a split, and the paths of its images and other files relative to that
-    folder.
+    """Return the folder of a split, the paths of the split's images, and the paths of other files.
+    The paths are relative to that folder.
 
     Raises:
-        UserError: ``path`` is not a folder, or none of its images belongs to the split.
+        UserError: ``path`` is not a folder, none of its images belongs to the split, or several
+            folders match the split.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -151,8 +152,8 @@ def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> N
     doubtful = {name for group in split_folders(classes).values() for name in group}
     if doubtful:
         logging.warning(
-            "%s: folders that are named like splits are treated as classes, since other folders "
-            "are beside them: %s; set config.data.path to one of them to read it as a split",
+            "%s: the folders %s are named like splits but treated as classes, since other folders "
+            "are beside them; to read such a folder as a split, set config.data.path to it",
             shown(parent), some(sorted(doubtful)),
         )  # fmt: skip
     if inner and standard(split) == "train":
@@ -224,7 +225,7 @@ def split_folder(path: str, split: str) -> str | None:
 
 
 def _folder_of_split(parent: str, groups: Groups, split: str) -> str | None:
-    """Return the path of a split's folder, or None, from the result of `place_of_splits`."""
+    """Return the path of a split's folder, or None, given the result of `place_of_splits`."""
     inner = os.path.join(parent, split)
     if standard(split) not in SPELLINGS and is_folder(inner):
         return inner
@@ -239,7 +240,8 @@ def scan_folder(path: str, split: str) -> Table:
     -1.
 
     Raises:
-        UserError: The split contains no image.
+        UserError: ``path`` is not a folder or contains no image of the split, or several folders
+            match the split.
     """
     root, names, others = images_of_split(path, split)
     advice = remedy(others)

@@ -285,8 +285,9 @@ def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord 
         parse: The function that parses the record; None if the example is not a record.
 
     Raises:
-        ValueError: The checksum of the record is wrong.
-        OSError: The file is too short to contain the example.
+        ValueError: The checksum of the record is wrong, or the example has more than `LARGEST`
+            bytes.
+        OSError: The file cannot be read, or is too short to contain the example.
         Exception: A storage library raises an error of its own type.
     """
     expected = length if parse is None else length + FOOTER

@@ -80,9 +80,9 @@ class Classes:
         source.
 
         Classes are matched by name. If only one source has class names and every name is a number,
-        the names are compared with the labels of the other source as numbers. If neither source has
-        class names, or only one has and its names are not all numbers, the labels of both sources
-        are compared.
+        these numbers are compared with the labels of the other source. If neither source has class
+        names, or only one has and its names are not all numbers, the labels of both sources are
+        compared.
 
         Args:
             labels: The distinct labels that occur in the other source, ascending.
@@ -90,8 +90,8 @@ class Classes:
             split, train: Phrases that denote the other source and the training source in messages.
 
         Raises:
-            UserError: The other source has a class that the training source lacks, or class names
-                are ambiguous.
+            UserError: The other source has a label without a class name, or a class that the
+                training source lacks, or class names are ambiguous.
         """
         indices = self.numbering(labels)
         as_text = [str(label) for label in labels]
@@ -127,8 +127,8 @@ class Classes:
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def alike(self) -> str:
-        """Return a phrase that names two classes whose names differ only in case, surrounding
-        blanks or surrounding slashes, or ""."""
+        """Return a phrase that names two classes whose names differ only in case, Unicode form,
+        surrounding blanks or surrounding slashes; "" if there are no two such classes."""
         seen: dict[str, str] = {}
         for name in self.names:
             if (other := seen.setdefault(_folded(name), name)) != name:

@@ -107,7 +107,7 @@ def _classes(i: int, part: Source) -> tuple[np.ndarray, list[str]]:
         return np.arange(len(part.label_names)), list(part.label_names)
     if labels is None:
         logging.warning(
-            "part %d of config.data.mixture: labels in its records count as unknown; build an "
-            "index that contains them with python -m can_jax.data.index", i,
+            "part %d of config.data.mixture: labels in its records count as unknown; to use them, "
+            "build an index of the part with python -m can_jax.data.index", i,
         )  # fmt: skip
     return occurring, [f"label {label}" for label in occurring.tolist()]

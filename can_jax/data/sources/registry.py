@@ -81,8 +81,8 @@ SOURCES: Registry[SourceKind] = Registry("data source")
 
 
 def options_of(data: ConfigDict) -> dict[str, Any]:
-    """Return the options of a validated config block by name, including the defaults of unset
-    ones."""
+    """Return the options of a validated config block by name; unset options have their
+    defaults."""
     defaults = {name: key.default for name, key in SOURCES.get(data.source).options.items()}
     return defaults | dict(data.options)
 
@@ -95,7 +95,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
         split: The name of the split, such as `train`.
 
     Raises:
-        UserError: The data does not exist, or contains no example of the split.
+        UserError: The data does not exist, cannot be read, or contains no example of the split.
     """
     source = SOURCES.get(data.source).open(data, split)
     if not source.examples:
@@ -116,7 +116,7 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
         problems: A dict to which the error message of each ambiguous split is added, by split; None
             to discard the messages.
     """
-    # The logger's own level is restored, since it may inherit that of the root logger.
+    # `logger.level` is restored rather than the effective level, which may be the root logger's.
     logger = logging.get_absl_logger()
     level = logger.level
     logger.setLevel("ERROR")  # warnings about files of other splits are expected
@@ -164,11 +164,11 @@ def _locate_mixture(data: ConfigDict, split: str) -> None:
 
 
 def _log_unused(data: ConfigDict, unused: Mapping[str, str | None]) -> None:
-    """Log a warning for each key that the source does not use, unless it has its default.
+    """Log a warning for each unused key that is set to a value other than its default.
 
     Args:
         data: The config block `data`.
-        unused: The unused keys, each mapped to its default.
+        unused: The keys that the source does not use, each mapped to its default.
     """
     for key, default in unused.items():
         if data[key] and data[key] != default:

@@ -58,8 +58,8 @@ def open_tfrecord(
             the label -1.
 
     Raises:
-        UserError: There is no shard or no intact record, or none of the first records contains an
-            image.
+        UserError: There is no shard or no intact record, none of the first records contains an
+            image, a shard cannot be read, or the index is invalid; see `stored_table`.
     """
     root, table = _table("tfrecord", path, split, index)
     source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
@@ -79,7 +79,8 @@ def open_webdataset(
     """Open WebDataset shards: tars of images, with optional labels in `.cls` members.
 
     Raises:
-        UserError: There is no shard of the split, or no image in any of them.
+        UserError: There is no shard of the split, the shards contain no image, a shard cannot be
+            read, or the index is invalid; see `stored_table`.
     """
     root, table = _table("webdataset", path, split, index)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
@@ -106,7 +107,8 @@ def locate_shards(
         compressed: Whether to include the compressed tars of a folder.
 
     Raises:
-        UserError: There is no shard of the split.
+        UserError: There is no shard of the split, or the spelling of the split in the data is
+            ambiguous.
     """
     shards = find_shards(path, split, KINDS[source], compressed)
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards]) or "."

@@ -1,4 +1,4 @@
-"""The search for the index of a data set, and its comparison with the data."""
+"""The search for the index of a data set, and the comparison of the index with the data."""
 
 import dataclasses
 import os
@@ -36,8 +36,8 @@ def stored_table(
             after indexing are left out.
 
     Raises:
-        UserError: The index is damaged, belongs to another kind of data, or does not match the
-            shards.
+        UserError: The folder ``index`` contains no index, or the index is damaged, belongs to
+            another kind of data, or does not match the shards.
     """
     folder = local_copy(index) if index else _usual_place(root, split, shards)
     if folder is None:
@@ -57,7 +57,8 @@ def stored_table(
         )
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
-            raise UserError(f"{folder} is older than {os.path.join(root, name)}; {REBUILD}")
+            changed = os.path.join(root, name)
+            raise UserError(f"{folder} does not match {changed}, whose size has changed; {REBUILD}")
     in_order = [sizes[table.names[i]] for i in range(len(table.names))]
     return dataclasses.replace(table, size=np.array(in_order, np.int64))
 
@@ -115,6 +116,6 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
         if new := sorted(name for name in folders - classes if not name.startswith(".")):
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(
-                "%s lacks %d folders that are now beside those of its classes, such as %s; %s",
+                "%s lacks %d folders that are now beside its class folders, such as %s; %s",
                 index, len(new), ", ".join(names), REBUILD,
             )  # fmt: skip

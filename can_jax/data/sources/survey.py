@@ -41,7 +41,8 @@ def survey(path: str, split: str = "train") -> Survey:
         split: The split to which the npz files must belong; not used for other data.
 
     Raises:
-        UserError: The path does not exist, or contains no data of a supported kind.
+        UserError: The path does not exist, contains no data of a supported kind, or contains npz
+            files that are damaged or do not belong to the split.
     """
     try:
         kind = kind_of(path)

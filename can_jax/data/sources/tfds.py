@@ -90,7 +90,8 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     downloaded.
 
     Raises:
-        UserError: The data set is not prepared, or has no such split or no suitable image feature.
+        UserError: The name is invalid, or the data set is not prepared as TFRecords, uses a feature
+            class that is not part of TFDS, or has no such split or no suitable image feature.
     """
     check_name(name)
     tensorflow()  # hides the GPUs before TFDS imports TensorFlow
