@@ -7,8 +7,8 @@
   important for each factor.
 
 - MIG, the mutual information gap (arXiv 1802.04942): the mutual information of a factor with the
-  most informative dimension, minus that with the second most informative one, divided by the
-  entropy of the factor. The MIG score is the mean over factors.
+  most informative dimension, minus that with the second most informative one. The gap is divided by
+  the entropy of the factor, and averaged over factors.
 """
 
 from collections.abc import Mapping
@@ -84,7 +84,7 @@ def lasso(
 def one_minus_entropy(
     importances: Float[np.ndarray, "rows columns"],
 ) -> Float[np.ndarray, " rows"]:
-    """Return 1 minus the entropy of each row, scaled such that the entropy of a uniform row is 1.
+    """Return 1 minus the entropy of each row, in units of the entropy of a uniform row.
 
     A row of zeros is treated as a uniform distribution.
     """

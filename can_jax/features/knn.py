@@ -39,7 +39,7 @@ def _nearest(
 
     Args:
         bank: The feature vectors to search, scaled to length 1, padded and split into chunks.
-        count: The number of feature vectors in the bank without padding.
+        count: The number of feature vectors in the bank, excluding padding.
         queries: The feature vectors for which to find neighbors, scaled to length 1.
         k: The number of neighbors per query, at most ``count``.
     """
