@@ -217,8 +217,7 @@ def held_out(
     """Split example indices into a training and a held-out subset.
 
     Hyperparameters are selected on the held-out subset. The split depends on ``seed`` but not on
-    the order of the examples, because the examples are first sorted by a random projection of their
-    features.
+    the order of the examples: they are first sorted by a random projection of their features.
 
     Args:
         labels: The class index of each example.

@@ -147,8 +147,9 @@ def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) ->
 def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture:
     """Whiten an image, and add snowflakes with motion blur.
 
-    ``c`` holds the mean, standard deviation, zoom and threshold of the flakes, then the radius and
-    standard deviation of the motion blur, then the weight of the original image.
+    The first four values of ``c`` are the mean, standard deviation, zoom and threshold of the
+    flakes. The others are the radius and standard deviation of the motion blur in pixels, and the
+    weight of the original image.
     """
     mean, deviation, zoom, threshold, radius, sigma, keep = c
     flakes = zoomed(rng.normal(mean, deviation, x.shape[:2]), zoom)

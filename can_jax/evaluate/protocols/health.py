@@ -29,7 +29,8 @@ from can_jax.utils.settings import Key, Table, Whole
 
 SETTINGS: Table = {
     "examples": Key(
-        5000, Whole(2, 2**31 - 1), "The maximum number of images for the geometry metrics."
+        5000, Whole(2, 2**31 - 1),
+        "The maximum number of images for the metrics other than kNN accuracies."
     ),
     "k": Key(20, COUNT, "The number of nearest neighbors that vote on the class."),
     "temperature": Key(0.07, TEMPERATURE, "The softmax temperature of the kNN votes."),

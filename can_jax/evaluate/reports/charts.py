@@ -86,7 +86,7 @@ def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the line color of each run by name; colors repeat after ten runs."""
+    """Return the color of each named line; colors repeat after ten names."""
     return dict(zip(names, itertools.cycle(COLORS), strict=False))
 
 
@@ -102,8 +102,8 @@ def metric_chart(
 ) -> Html:
     """Plot a metric over training, with one line for each run.
 
-    For a run with more than `PARTS` points, a line shows the means of `PARTS` groups of points, and
-    a band shows the minimum and maximum of each group.
+    A run with more than `PARTS` points is divided into `PARTS` groups of points. The line then
+    shows the mean of each group, and a band shows the minimum and maximum.
 
     Args:
         runs: The (x, value) points of each run, with ascending x. A run without points has no line.

@@ -39,8 +39,8 @@ MEANINGS = {
     "only, from 0 to 1.",
     r"disentanglement/informativeness": "The fraction of the factors' variance that a linear "
     "prediction from the features explains.",
-    r"disentanglement/mig": "The mutual information gap: how much more information about a factor "
-    "the most informative feature has than the second most informative one, from 0 to 1.",
+    r"disentanglement/mig": "The mutual information gap: the difference in information about a "
+    "factor between the two most informative features, as a fraction of the factor's entropy.",
     r"disentanglement/mean_square_correlation": "The mean squared correlation between different "
     "features. It is 0 if the features are uncorrelated.",
 }

@@ -8,7 +8,7 @@ from can_jax.evaluate.page import Html, render
 from can_jax.evaluate.reports.meanings import meanings_of
 
 SECONDS = "seconds"  # The training time of the protocol `classify`, stored in ``chosen``.
-HEADLINES = 8  # The number of metrics shown in large type.
+HEADLINES = 8  # The maximum number of metrics shown in large type.
 # Detailed metrics, which `headlines` omits.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")
 PERCENT = re.compile(r"(.*/)?(top\d.*|\d+shot(_std)?|ece|mce)")  # Metrics in percent.

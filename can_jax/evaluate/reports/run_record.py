@@ -60,7 +60,7 @@ class RunRecord(NamedTuple):
 
 
 def block(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the value of a key if it is a dict, else an empty dict."""
+    """Return ``content[name]`` if it is a dict, else an empty dict."""
     part = content.get(name)
     return part if isinstance(part, dict) else {}
 
