@@ -3,7 +3,7 @@
 `Source.fingerprint` computes them. Images in memory are compared by content. Image files and shards
 are compared by their paths relative to the data folder, their sizes, and the byte offsets of their
 examples. The content of files is compared only if both fingerprints come from an index with content
-digests.
+digests. Known labels and the weights of a mixture are compared as well.
 
 The order of examples is a function of the seed and the number of examples. Adding or removing one
 file therefore changes the images of nearly every step.
@@ -25,8 +25,8 @@ WORDS = {
 def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
     """Return a phrase for each difference between two fingerprints; an empty list if they agree.
 
-    An entry that only one of the fingerprints has is ignored. Content digests, for example, are
-    missing from the fingerprint of a run that began before the index was built.
+    An entry of `WORDS` that only one of the fingerprints has is ignored. Content digests, for
+    example, are missing from the fingerprint of a run that began before the index was built.
     """
     if ("parts" in stored) != ("parts" in current):
         return [

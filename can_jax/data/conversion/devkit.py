@@ -7,13 +7,16 @@ from pathlib import Path
 
 from can_jax.utils.errors import UserError, one_line
 
-# The files read from the development kit, with size limits of several times their official sizes.
-# The limits bound the memory used, as the content of meta.mat can expand a thousandfold.
+# The files to read from the development kit, and the maximum size of each in bytes: several times
+# the official size. The limits bound the memory used, as meta.mat can expand a thousandfold.
 DEVKIT_FILES = {"meta.mat": 2**17, "ILSVRC2012_validation_ground_truth.txt": 2**20}
 
 
 def labels_of_devkit(path: Path) -> list[str]:
     """Return the class name of each validation image, in the order of the image names.
+
+    Args:
+        path: The path of the development kit, a tar.
 
     Raises:
         UserError: The file at ``path`` is not the development kit of ImageNet-1k.
@@ -27,7 +30,8 @@ def labels_of_devkit(path: Path) -> list[str]:
                 name = os.path.basename(member.name)
                 if name in DEVKIT_FILES:
                     if member.size > DEVKIT_FILES[name]:
-                        raise ValueError(f"{name} has {member.size} bytes")
+                        limit = DEVKIT_FILES[name]
+                        raise ValueError(f"{name} has {member.size} bytes, more than {limit}")
                     file = tar.extractfile(member)
                     contents[name] = file.read() if file else b""
         synsets = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]

@@ -1,5 +1,4 @@
-"""Conversion of ImageNet-1k to indexed TFRecord shards, from the official tars or from class
-folders."""
+"""Conversion of ImageNet-1k to indexed TFRecord shards, from official tars or class folders."""
 
 import contextlib
 import functools
@@ -34,8 +33,8 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")  # the folder of the images in Kaggle's archive
 SOLUTION = "LOC_val_solution.csv"  # the labels of Kaggle's validation images
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images in each split
-SHARD_BYTES = 140e6  # the default size of a shard
+OFFICIAL = {"train": 1_281_167, "val": 50_000}  # the number of images of each split
+SHARD_BYTES = 140e6  # the approximate default size of a shard
 SPLITS_OF_RECORDS = ("train", "validation", "val", "test")
 
 
@@ -71,17 +70,17 @@ def write_imagenet(
     Args:
         root: The folder with the official tars, class folders in `train/` and `val/`, the unpacked
             Kaggle archive, or TFRecords.
-        target: The folder to which the shards are written; may be None only if ``root`` contains
-            TFRecords, for which ``target`` is not used.
+        target: The folder to which the shards are written. If ``root`` contains TFRecords,
+            ``target`` is not used and may be None.
         shards: The number of shards of each split; None for shards of about 140 MB.
         partial: Whether to accept official tars whose number of images differs from that of
             ImageNet-1k.
-        workers: The processes that write and index the shards; by default only this process. On a
-            cluster, all nodes need ``root`` and ``target`` under these paths.
+        workers: The processes that write and index the shards; by default only this process. All
+            nodes of a cluster must have ``root`` and ``target`` mounted under the same paths.
 
     Raises:
         UserError: The data is missing, damaged, or not in an expected layout, or ``target`` is
-            missing.
+            missing, not writable, too full, or contains other shards.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for its required content")
@@ -153,7 +152,7 @@ def _index_records(root: str, workers: Workers) -> None:
 def _index(
     root: str, shards: list[str], split: str, workers: Workers, classes: tuple[str, ...] = ()
 ) -> None:
-    """Build the index of some shards in the default folder of their split."""
+    """Index shards, and write the index to the default index folder of their split."""
     out = Path(root) / FOLDER / split
     build_index(Plan("tfrecord", root, "read"), shards, out, workers, label_names=classes)
 
@@ -163,7 +162,7 @@ def find_train(root: Path) -> list[Image]:
     `train/`.
 
     Raises:
-        UserError: Neither the tar nor an image in `train/` exists, or the tar is damaged.
+        UserError: The images are missing, damaged or in no class folder, or the tar has a link.
     """
     if (root / TRAIN_TAR).exists():
         return list(_images_of_tars(root / TRAIN_TAR))
@@ -178,7 +177,8 @@ def find_val(root: Path) -> list[Image]:
     official tar are missing.
 
     Raises:
-        UserError: The tar is damaged, an image has no label, or the number of labels is wrong.
+        UserError: The tar or the development kit is damaged, an image has no label, or the number
+            of labels differs from the number of images.
     """
     if (root / VAL_TAR).exists():
         if not (root / DEVKIT).exists():
@@ -208,10 +208,10 @@ def find_val(root: Path) -> list[Image]:
 
 
 def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
-    """Return the validation images, given in the order of their names, with the kit's labels.
+    """Return images, which must be sorted by name, with their classes from the development kit.
 
     Raises:
-        UserError: The numbers of labels and of images differ.
+        UserError: The development kit is damaged, or the numbers of labels and of images differ.
     """
     labels = labels_of_devkit(devkit)
     if len(labels) != len(images):
@@ -284,7 +284,7 @@ class _Slice(io.RawIOBase):
 
 
 def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
-    """Yield the regular files in a tar, or in a tar nested in it, as `Image` without a class.
+    """Yield each regular file of a tar, or of a nested tar, as an `Image` without a class.
 
     Args:
         path: The path of the outer tar.
@@ -329,10 +329,11 @@ def write_shards(
     shards: int | None = None,
     workers: Workers = THIS_PROCESS,
 ) -> list[str]:
-    """Write images to TFRecord shards, shuffled with a fixed seed, and return the names of the
-    shards.
+    """Shuffle images with a fixed seed, write them to TFRecord shards, and return the file names of
+    the shards.
 
-    Existing shards are not rewritten, so a call with the same images in the same order can resume.
+    Existing shards are not rewritten, so an interrupted conversion resumes if the call is repeated
+    with the same images in the same order.
 
     Args:
         target: The folder to which the shards are written.
@@ -343,8 +344,8 @@ def write_shards(
         workers: The processes that write the shards; by default only this process.
 
     Raises:
-        UserError: The disk has too little free space, or the folder contains shards that differ in
-            their images, their order or their number.
+        UserError: The disk has too little free space, or ``target`` contains shards of other
+            images, of another order of the images, or another number of shards.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
@@ -359,7 +360,7 @@ def write_shards(
     }  # fmt: skip
     note = target / f"{split}.json"
     if note.exists() and plan | json.loads(note.read_text()) != plan:
-        raise UserError(f"{note} describes other images or shards; give another folder")
+        raise UserError(f"{note} describes other images or shards; write to another folder")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
         raise UserError(
@@ -381,7 +382,7 @@ def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None
 
     Args:
         labels: The label of each class.
-        part: The path of the shard, and its images.
+        part: The path of the shard, and the images to write to it.
     """
     path, images = part
     tf = tensorflow()
