@@ -6,7 +6,7 @@ With this encoding, a mixture of in-memory arrays and image files yields only by
 import numpy as np
 from jaxtyping import UInt8
 
-ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
+ARRAY = b"\x93A"  # the first bytes of an encoded array; int32 height, width and channels follow
 ARRAY_HEADER = len(ARRAY) + 3 * 4
 
 

@@ -4,11 +4,12 @@ TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow dec
 TensorFlow rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
 `can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
-TensorFlow and Pillow both drop alpha unless four channels are requested, and decode the first frame
-of an animation. `can_jax.data.decoding.depth` describes how images of more than 8 bits a channel
-are converted.
+TensorFlow and Pillow both drop alpha unless four channels are requested. Of an animation, both
+decode only the first frame. `can_jax.data.decoding.depth` describes how images of more than 8 bits
+a channel are converted.
 
-The TensorFlow functions also decode the arrays that `can_jax.data.decoding.array_bytes` encodes.
+The TensorFlow functions of this module also decode the arrays that
+`can_jax.data.decoding.array_bytes` encodes.
 """
 
 import functools
@@ -43,7 +44,7 @@ def native_size(encoded: Any, max_pixels: int) -> Any:
     tensor (2,).
 
     Evaluating the returned tensor raises a TensorFlow error if ``encoded`` has an unsupported
-    format or more than ``max_pixels`` pixels.
+    format, no pixels, or more than ``max_pixels`` pixels.
     """
     tf = tensorflow()
 
@@ -87,7 +88,7 @@ def native_pixels(
     window: Any = None,
     value_range: Range = None,
 ) -> Any:
-    """Decode a JPEG, PNG, WebP or encoded array, or a part of it, to a uint8 tensor (height, width,
+    """Decode all or part of a JPEG, PNG, WebP or encoded array to a uint8 tensor (height, width,
     channels).
 
     Args:
@@ -104,10 +105,10 @@ def native_pixels(
     """
     tf = tensorflow()
     colors = min(channels, 3)
-    # The accurate transform reproduces Pillow's pixels exactly, and costs 3 %.
+    # The accurate transform reproduces Pillow's pixels exactly, and decodes about 3 % slower.
     method = {"channels": colors, "dct_method": "INTEGER_ACCURATE"}
 
-    # TensorFlow takes the factor only as a constant, hence one branch for each.
+    # TensorFlow accepts only a constant as the factor, so each factor has its own branch.
     def reduced(constant: int) -> Any:
         if window is None:
             return tf.io.decode_jpeg(encoded, ratio=constant, **method)
@@ -239,7 +240,7 @@ def pillow_pixels(
 
 
 def pixels_of(image: Image.Image, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """Convert an image of Pillow to a uint8 array (height, width, channels).
+    """Convert a Pillow image to a uint8 array (height, width, channels).
 
     Args:
         image: The image, with at most 8 bits a channel.

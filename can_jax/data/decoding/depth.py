@@ -5,8 +5,8 @@ the two pixel values that are mapped to 0 and 255. Values inside the range are s
 values outside the range are clipped.
 
 Without a range, the upper byte of each 16-bit value is used, provided that the image has a value of
-2**15 or more. All other images of more than 8 bits are treated as undecodable: scans of 12 bits
-stored in 16 bits would become too dark, and larger integers would wrap around.
+2**15 or more. All other images of more than 8 bits are treated as undecodable: 12-bit scans that
+are stored in 16 bits would become too dark, and larger integers would wrap around.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
@@ -32,8 +32,8 @@ def to_eight_bits(
     """Scale the values of an image of more than 8 bits a channel to uint8.
 
     Raises:
-        ValueError: The values are not finite, or ``value_range`` is None and the values are floats,
-            bytes or negative, or their maximum is outside 2**15 to 2**16 - 1.
+        ValueError: A value is not finite. If ``value_range`` is None, ValueError is also raised for
+            floats, bytes, negative values, and a maximum outside 2**15 to 2**16 - 1.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("has values that are not finite")
@@ -55,7 +55,7 @@ def tensor_to_eight_bits(values: Any, value_range: Range) -> Any:
     """Scale a uint16 tensor (height, width, channels) to uint8, as `to_eight_bits` does with
     arrays.
 
-    A fourth channel is alpha, of which the upper byte is used whatever ``value_range`` is.
+    A fourth channel is alpha; its upper byte is used, whatever ``value_range`` is.
     Evaluating the result raises a TensorFlow error if ``value_range`` is None and all color values
     are below 2**15.
     """

@@ -32,8 +32,8 @@ def _known() -> tuple[str, ...]:
 class _PillowLimit:
     """Pillow's limit on pixels, which is raised while at least one open image allows more.
 
-    Pillow has one limit for the process, and applies it to an image that it opens and to each tile
-    of a TIFF that it decodes.
+    Pillow has one limit per process. Pillow applies it when opening an image, and when decoding a
+    tile of a TIFF.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,8 @@ _LIMIT = _PillowLimit()
 
 @contextlib.contextmanager
 def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.Image]:
-    """Open a file with Pillow, without decoding its pixels, and close it when the context ends.
+    """Open an encoded image with Pillow, without decoding its pixels, and close it when the context
+    ends.
 
     Args:
         encoded: The bytes of the image file.
@@ -78,7 +79,7 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.
             Pillow raises exceptions of many types.
     """
     _check_text(encoded)
-    # Pillow allocates images of these sizes while it opens a file.
+    # Pillow allocates images of the stated sizes while it opens a file.
     for width, height in _stated_sizes(encoded):
         _check_size(width, height, max_pixels)
     with _LIMIT.at_least(max_pixels), _identified(encoded) as image:

@@ -21,8 +21,8 @@ class Stored(NamedTuple):
             None if Pillow's dtype is correct.
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
             bits a channel.
-        maximum: The largest value that the file can hold. Pillow scales this maximum to 65535 if
-            ``deep`` is True.
+        maximum: The largest value that the header of a PPM or JPEG 2000 file allows; 65535 for
+            other formats. Pillow scales this maximum to 65535 if ``deep`` is True.
     """
 
     bits: int
@@ -35,7 +35,7 @@ class Stored(NamedTuple):
         """Return the values stored in the file, given the array that Pillow returns.
 
         If ``value_range`` is None or (0, 65535), the values remain as scaled by Pillow, which maps
-        each file's own maximum to white.
+        each file's ``maximum`` to 65535.
         """
         if self.dtype is not None:
             return pixels.view(self.dtype)
@@ -66,7 +66,7 @@ def stored_as(image: Image.Image, encoded: bytes) -> Stored:
         maximum = WHITE if deep else 255
         if codec.startswith("ppm") and isinstance(arguments, tuple):
             maximum = int(arguments[1])
-        # Pillow scales colors from the maximum in the header to bytes, unless that is 65535.
+        # Pillow scales colors to 8 bits by the header's maximum, unless this maximum is 65535.
         return plain._replace(bits=16 if deep or maximum == WHITE else 8, maximum=maximum)
     if image.format == "JPEG2000" and SIZ in encoded:
         precision = encoded[encoded.index(SIZ) + 42] % 128 + 1
