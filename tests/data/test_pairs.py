@@ -86,7 +86,7 @@ def test_class_that_training_has_not_is_refused_by_name(tmp_path, write):
 
 def test_two_spellings_of_a_class_are_named(tmp_path):
     found = pair("folder", folder(tmp_path, {"train": ("Cat", "cat", "dog"), "val": ("cat",)}))
-    assert any("differ in spelling only: 'Cat' and 'cat'" in note for note in found.notes)
+    assert any("differ only in spelling: 'Cat' and 'cat'" in note for note in found.notes)
     assert named(found.test) == ["cat"] * 4
 
 

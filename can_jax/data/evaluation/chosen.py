@@ -27,8 +27,8 @@ class Chosen(NamedTuple):
     Attributes:
         name: The name of the split, such as `train`.
         source: The data source from which to read the images.
-        source_labels: The labels of all examples of the source; None if the labels are stored in
-            the records and not listed elsewhere.
+        source_labels: The labels of all examples of the source; None if only the records store the
+            labels, or if the selected examples are held out for testing.
         examples: The indices of the selected examples in the source.
         labels: The label of each selected example, as numbered in the source.
     """
@@ -46,7 +46,8 @@ class Chosen(NamedTuple):
 
     @property
     def distinct_labels(self) -> Labels:
-        """The distinct labels in ``source_labels``, or else in ``labels``, in ascending order."""
+        """The distinct labels in ascending order: those in ``source_labels`` or, if that is None,
+        those in ``labels``."""
         return distinct(self.labels if self.source_labels is None else self.source_labels)
 
 
@@ -91,8 +92,8 @@ def choose_and_hold_out(
         share: The maximum fraction of the labeled examples to hold out, above 0 and below 1. At
             least one example is held out.
         seed: The seed that selects the held-out examples.
-        notes: The list of notes for the user, in which the caller gives the reason for holding out.
-            A note with the number of held-out examples is appended to the list.
+        notes: The list of notes for the user. Error messages quote these notes, so they must
+            already give the reason for holding out. The number of held-out examples is appended.
 
     Raises:
         UserError: No class has two labeled examples, or the source has no labels.

@@ -18,7 +18,7 @@ class EvaluationBatch(NamedTuple):
 
     Attributes:
         images: The center crops, uint8 (rows, height, width, channels); zeros for padding.
-        label: The label of each image; -1 where unknown.
+        label: The label of each image; -1 for padding and unlabeled images.
         valid: False for padding, for images that cannot be decoded, and for unlabeled images if
             labels are required.
         example: The index of each example in its source; -1 for padding.
@@ -37,7 +37,8 @@ class EvaluationSet:
         config: The resolved configuration, of which `config.data` is used.
         source: The data source from which to read the images.
         count: The maximum number of examples to select.
-        labeled: Whether to exclude examples without a label.
+        labeled: Whether labels are required. Unlabeled examples are not selected if
+            ``source.labels`` is available; otherwise, `batches` marks them as invalid.
         only: The indices of the examples to use, in this order; None to select up to ``count``
             examples.
     """

@@ -1,4 +1,4 @@
-"""Detection of duplicate images in two splits, and random hold-out of examples of one split."""
+"""Detection of images that two splits share, and random hold-out of examples of one split."""
 
 import numpy as np
 
@@ -121,9 +121,9 @@ def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
 
 
 def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:
-    """Split examples at random into those to keep and at most ``count`` to hold out.
+    """Divide examples at random into those to keep and at most ``count`` to hold out.
 
-    The same ``seed`` gives the same split. At least one example of each class is kept.
+    The same ``seed`` gives the same division. At least one example of each class is kept.
 
     Returns:
         The indices of the examples to keep, and of the examples to hold out, both ascending.
@@ -135,5 +135,5 @@ def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:
     _, first = np.unique(labels[order], return_index=True)  # one of each class is never held out
     out = np.sort(np.delete(order, first)[:count])
     if not len(out):
-        raise UserError("no class has two labeled images, so none can be held out")
+        raise UserError("no class has two labeled images, so no image can be held out")
     return np.setdiff1d(np.arange(len(labels)), out), out

@@ -85,13 +85,13 @@ def open_pair(
 ) -> Pair:
     """Select training and test examples, and match the classes of the two splits.
 
-    Examples of the training split are held out for testing if no test split exists. Training
-    examples are also held out if the test split consists of the training files, unless ``chosen``
-    is True.
+    Examples of the training split are held out for testing if no test split qualifies; see
+    `open_test`. Training examples are also held out if the test split consists of the training
+    files, unless ``chosen`` is True.
 
     Args:
         data: The config block that names the data set and its training split.
-        splits: The names of the test splits to try, in order of preference; see `open_test`.
+        splits: The names of the test splits to try, in order of preference.
         chosen: Whether the user chose the test split. A chosen test split is used even if it
             consists of the training files.
         counts: The maximum numbers of training and test examples to select, evenly spread; None for
@@ -102,7 +102,7 @@ def open_pair(
 
     Raises:
         UserError: A split does not exist, has no labels, or has classes that the training split
-            lacks.
+            lacks, or examples must be held out but cannot be.
     """
     notes: list[str] = []
     source = train or open_source(data, data.split)
@@ -161,7 +161,7 @@ def _match(
         notes.append(f"{tested.display_name} has no image of {absent}")
     if alike := classes.alike():
         notes.append(
-            f"{learned.display_name} has two classes that differ in spelling only: {alike}"
+            f"{learned.display_name} has two classes that differ only in spelling: {alike}"
         )
     if absent := classes.absent(classes.numbering(distinct(learned.labels))):
         notes.append(f"no training example of {absent} is selected")
@@ -192,8 +192,8 @@ def _compare_images(
     if duplicates:
         where = "among the examples kept for training" if held else f"in {learned.display_name}"
         notes.append(
-            f"{duplicates} of {compared} examples of {tested.display_name} that were compared are "
-            f"also {where}, byte for byte: accuracies are too high"
+            f"{duplicates} of the {compared} compared examples of {tested.display_name} are also "
+            f"{where}, byte for byte: accuracies are too high"
         )
 
 
@@ -277,6 +277,9 @@ def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool =
         split: The name of the split, such as `test`.
         count: The maximum number of examples to select, evenly spread; None for all.
         labeled: True to select only examples with a label; False to ignore all labels.
+
+    Raises:
+        UserError: The split does not exist, or ``labeled`` is True and the split has no labels.
     """
     source = open_source(data, split)
     if not labeled:
