@@ -15,7 +15,7 @@ from can_jax.data.storage.reading import open_file
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line
 
-# Names of columns in lower case, the preferred first. Kaggle's ImageNet has the last of each.
+# Column names in lower case, in order of preference. Kaggle's ImageNet uses the last of each list.
 FILES = (
     "file_name",
     "filename",
@@ -28,21 +28,21 @@ FILES = (
     "imageid",
 )
 LABELS = ("label", "class", "class_name", "category", "target", "predictionstring")
-KAGGLE = "predictionstring"  # a class and boxes, separated by blanks
+KAGGLE = "predictionstring"  # the column holds a class and boxes, separated by spaces
 
 
 def read_label_list(path: str) -> dict[str, str]:
     """Return a dict that maps each file name in a label list to its label as a string.
 
-    A file whose label is empty counts as not listed.
+    A row with an empty label is ignored.
 
     Args:
-        path: The path or URL of the list. A file ending in .jsonl or .json holds JSON lines, one
-            ending in .tsv is tab-separated, and any other is comma-separated. The first line of a
-            CSV or TSV file names the columns.
+        path: The path or URL of the list. A `.jsonl` or `.json` file holds one JSON object per
+            line. A `.tsv` file is tab-separated, and any other file is comma-separated; the first
+            line of either names the columns.
 
     Raises:
-        UserError: The list cannot be read, or lacks a column of file names or of labels.
+        UserError: The list cannot be read, or a row lacks a column of file names or of labels.
     """
     try:
         with open_file(path) as file:
@@ -118,8 +118,8 @@ def labels_from(
         names: The paths of the files, relative to the data folder.
 
     Returns:
-        The label of each file, -1 if the list does not contain it; the class names, empty if all
-        labels are integers; and the number of entries that match no file.
+        The label of each file, -1 if the list does not contain the file; the class names, empty if
+        all labels are integers; and the number of entries that match no file.
     """
     bare = not any(os.sep in name for name in listed)
     texts: list[str | None] = []

@@ -17,8 +17,10 @@ def is_label(value: int) -> bool:
 
 
 def as_label(value: int, where: str) -> int:
-    """Return a label, or -1 if it is outside the range of int32; a warning is logged once per
-    ``where``."""
+    """Return a label, or -1 if the label is outside the range of int32.
+
+    In the latter case, a warning that begins with ``where`` is logged, once for each ``where``.
+    """
     if is_label(value):
         return value
     _log_once(where)
@@ -26,8 +28,8 @@ def as_label(value: int, where: str) -> int:
 
 
 def as_labels(labels: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
-    """Return labels as int32. Labels outside the range of int32 become -1, and their number is
-    logged."""
+    """Return labels as int32. Labels outside the range of int32 become -1; a warning that begins
+    with ``where`` gives their number."""
     labels = np.asarray(labels)
     if labels.dtype == np.int32:
         return labels

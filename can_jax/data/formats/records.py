@@ -19,7 +19,7 @@ ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded
 def masked_crc32c(data: bytes) -> int:
     """Return the masked CRC-32C (RFC 3720) of some bytes, which is the checksum in TFRecord
     files."""
-    import google_crc32c  # Deferred: recipes are read on machines that read no TFRecords.
+    import google_crc32c  # Deferred, because only readers of TFRecords need it.
 
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -123,8 +123,8 @@ def candidates(block: bytes) -> list[int]:
     zero = np.frombuffer(block, np.uint8) == 0
     if len(zero) < HEADER:
         return []
-    # The upper four of the eight length bytes are zeros, which are rare in images. The checksum
-    # is not zero, which excludes a hole of zeros in a sparse file.
+    # The upper four of the eight length bytes are zeros, which are rare in images. Requiring a
+    # nonzero checksum excludes the holes of a sparse file, which read as zeros.
     four = [zero[i : len(zero) - 11 + i] for i in range(4, 12)]
     upper = four[0] & four[1] & four[2] & four[3]
     return np.flatnonzero(upper & ~(four[4] & four[5] & four[6] & four[7])).tolist()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-NAMED_GAPS = 3  # damaged byte ranges that a message names
+NAMED_GAPS = 3  # the maximum number of damaged byte ranges that a message lists
 
 
 class ScanResult(NamedTuple):
@@ -16,10 +16,10 @@ class ScanResult(NamedTuple):
     Attributes:
         offset: The byte offset of each example in the file.
         length: The length of each example in bytes.
-        label: The label of each example; -1 if it is unknown or stored within a TFRecord.
-        problem: A phrase that says why the shard cannot be read completely, such as damage or
+        label: The label of each example; -1 if the label is unknown or stored in a TFRecord.
+        problem: A phrase that states why the shard cannot be read completely, such as damage or
             compression; None for an intact shard.
-        unused: The number of tar members that are not used, by kind.
+        unused: The number of unused tar members of each kind.
     """
 
     offset: Int[np.ndarray, " examples"]

@@ -25,7 +25,7 @@ from can_jax.data.storage.reading import LARGEST, of_storage, open_file, unreada
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line
 
-FIRST_SEARCH = 2**12  # bytes of the first search after damage; later ones grow up to SEARCH
+FIRST_SEARCH = 2**12  # bytes searched at once after damage; the number grows up to SEARCH
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
 TOO_LARGE = f"images of more than {LARGEST} bytes"
 NOT_FOLLOWED = "links, which are not followed in a stream"
@@ -46,8 +46,7 @@ class _Ahead:
         self.place = 0
 
     def holds(self, length: int, back: int = 0) -> bool:
-        """Return whether the stream contains ``length`` bytes, counted from ``back`` bytes before
-        the next byte.
+        """Return whether the stream contains ``length`` bytes from the offset ``place - back`` on.
 
         Bytes that are not buffered yet are read into the buffer.
         """
@@ -105,8 +104,8 @@ class _Log:
 def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     """Yield the image and label of each record of a TFRecord file, compressed or not.
 
-    A record with a wrong checksum yields an empty image. After a damaged header, reading resumes at
-    the next valid header.
+    For content with a wrong checksum, ``parse`` receives empty bytes. After a damaged header,
+    reading resumes at the next valid header.
 
     Args:
         path: The path or URL of the file.
@@ -114,7 +113,7 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
         reported: The set of lines already logged for any shard; updated in place.
 
     Raises:
-        UserError: The file cannot be read, even after retries.
+        UserError: The file cannot be read, even after retries, or its compression is not supported.
     """
     log = _Log(path, reported)
     try:
@@ -181,11 +180,11 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
 
     Args:
         path: The path or URL of the tar.
-        reported: The set of lines and of kinds of unused members already logged for any shard;
-            updated in place.
+        reported: The lines, and the kinds of unused members, already logged for any shard; updated
+            in place.
 
     Raises:
-        UserError: The file cannot be read, even after retries.
+        UserError: The file cannot be read, even after retries, or its compression is not supported.
     """
     log = _Log(path, reported)
     unused: Unused = collections.Counter()

@@ -9,22 +9,24 @@ from typing import Any
 from can_jax.data.formats.scan import name_gaps
 
 BLOCK = tarfile.BLOCKSIZE
-# Record sizes in bytes to which `tar -b` pads: mostly a multiple of the usual 20 blocks, or a power
-# of two. Smaller powers are left out, because a hole of one page would pass for padding.
+# Record sizes in bytes; `tar -b` pads a tar to a multiple of one of them. They are multiples of the
+# usual 20 blocks, or powers of two. Powers below 32 KiB are left out, because a hole of one page
+# would pass for padding.
 RECORDS = (
     *range(tarfile.RECORDSIZE, 2**20 + 1, tarfile.RECORDSIZE),
     *(BLOCK << power for power in range(6, 12)),
 )
-LONGEST_HEADER = 2**20  # the maximum bytes of a header including its names and attributes
+LONGEST_HEADER = 2**20  # the maximum bytes of a member's headers, with long names and attributes
 END_ZEROS = 2**20  # zeros after the last member are reported only beyond this number of bytes
-# Patterns of the first bytes of compressed files, which can only be read sequentially.
+# Patterns of the first bytes of compressed files. Such files can only be read sequentially.
 COMPRESSED = {
     rb"\x1f\x8b": "gzip", rb"BZh\d1AY&": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd",
     rb"\x04\x22\x4d\x18": "lz4", rb"\x78[\x01\x9c\xda]": "zlib",
 }  # fmt: skip
 
-# The fields from mode to type of a regular file's header, with the size and the checksum in octal,
-# and the two device numbers. Any other notation is left to `tarfile`.
+# In the header of a regular file, `FIELDS` matches the fields from mode to type and captures the
+# octal size and checksum. `DEVICES` matches the two device numbers. `tarfile` parses headers in any
+# other notation.
 FIELDS = re.compile(
     rb"(?:[0-7]{7}[ \0]|[0-7]{6} \0){3}([0-7]{11})[ \0][0-7]{11}[ \0]([0-7]{6})[ \0]{2}0"
 )
@@ -37,7 +39,7 @@ def compression_of(start: bytes) -> str | None:
 
 
 def compressed_problem(kind: str) -> str:
-    """Return a phrase about a shard that random access cannot read because it is compressed."""
+    """Return a phrase that states how a shard is compressed, and how to read it nevertheless."""
     advice = "decompress it"
     if kind != "lz4":
         advice += (
@@ -70,7 +72,7 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
         @classmethod
         def _frombuf(cls, buf: Any, encoding: Any, errors: Any, **options: Any) -> "Header":
-            # Newer versions of Python call this instead.
+            # Newer versions of Python call this method instead of `frombuf`.
             member = _plain(cls, buf, encoding, errors)
             return member or super()._frombuf(buf, encoding, errors, **options)  # type: ignore[misc]
 
@@ -96,15 +98,16 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
-    """Return the member that the header of a regular file in the usual notation describes, or None.
+    """Return the tar member described by a header block, or None if the block is not the header of
+    a regular file in the usual notation.
 
     `tarfile` parses any header, but takes several times as long, which limits the rate of a stream.
     Only name, size and checksum are set; the other fields have their default values.
 
     Args:
         cls: The class of the member.
-        block: The block of the header.
-        encoding, errors: How to decode the name, as for `bytes.decode`.
+        block: The header block, normally of 512 bytes.
+        encoding, errors: The arguments of `bytes.decode` for the name.
     """
     fields = FIELDS.match(block, 100)
     if fields is None or len(block) != BLOCK or not DEVICES.match(block, 329):
@@ -178,7 +181,7 @@ class Members:
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         start = 0  # the start of the current tar, since a file can hold several concatenated tars
-        end = 0  # the end of its last member
+        end = 0  # the end of the last member that was read
         while (member := self._next()) is not None:
             if member.offset > end:
                 mark = 2 * BLOCK  # bytes of zeros that end every tar
@@ -249,8 +252,8 @@ class Members:
         return bool(file.read(1))
 
     def _is_padded(self, start: int, end: int, after: int) -> bool:
-        """Return whether zeros between two concatenated tars only pad the first tar to a multiple
-        of a usual record size of `tar`."""
+        """Return whether zeros between two concatenated tars are padding of the first tar to a
+        multiple of one of the `RECORDS` sizes."""
         padding = after - end
         return not padding or any(
             padding < record and (after - start) % record == 0 for record in RECORDS

@@ -48,7 +48,8 @@ def check_features(data_dir: str, name: str) -> None:
         name: The name of the data set's folder in ``data_dir``.
 
     Raises:
-        UserError: A `features.json` cannot be read, or names a class that is not part of TFDS.
+        UserError: A `features.json` or its folder cannot be read, or a `features.json` names a
+            class that is not part of TFDS.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name)
     try:
@@ -100,7 +101,7 @@ def _classes(content: Any) -> Iterator[Any]:
         part = todo.pop()
         if isinstance(part, dict):
             for key, value in part.items():
-                # A feature can itself be named `type`; its description is a dict.
+                # A feature can itself be named `type`; the value is then a dict.
                 if key in KEYS and not isinstance(value, dict):
                     yield value
                 todo.append(value)
@@ -110,4 +111,4 @@ def _classes(content: Any) -> Iterator[Any]:
             try:
                 todo.append(json.loads(part))
             except (ValueError, RecursionError):
-                yield part[:100]  # rejected, because TFDS's parser may accept it
+                yield part[:100]  # the caller rejects it, because TFDS's parser may accept it

@@ -16,10 +16,10 @@ from can_jax.data.storage.files import IMAGE_NAME
 from can_jax.data.storage.reading import open_file, open_random
 from can_jax.data.storage.splits import shown
 
-LABEL = 100  # the maximum bytes read of a label; a longer label is no integer
-HOPS = 40  # links followed in a chain, the limit of Linux
+LABEL = 100  # the maximum bytes read of a `.cls` member; longer content counts as no integer
+HOPS = 40  # the maximum number of links followed in a chain, as in Linux
 PENDING = 2**28  # the maximum bytes of images of one key that wait in memory for their labels
-# The name of an example's second image, between its key and its suffix.
+# Words between key and suffix that mark an accompanying image, such as `a.seg.png` of `a.jpg`.
 ROLES = frozenset(
     """
     seg segm segmentation mask masks label labels target gt semantic instance panoptic depth disp
@@ -28,7 +28,7 @@ ROLES = frozenset(
     preview small large lowres hires lr hr before after front back query
     """.split()  # noqa: SIM905
 )
-Unused = collections.Counter[str]  # the number of unused members, by kind
+Unused = collections.Counter[str]  # the number of unused members of each kind
 SECOND, LINKS = "extra images of the same example", "links whose target is not a file in the tar"
 SPARSE, SPECIAL = "sparse members", "members that are not regular files"
 LONE, LATE = ".cls members without an image", "labels too far behind their images in the tar"
@@ -116,7 +116,7 @@ def examples_of_tar(
         take: A function that takes an image member, which may be a link, and returns a value for
             it, or None if the image is unusable. If the tar is streamed, ``take`` must read the
             content of the member before it returns.
-        unused: The number of unused members by kind; updated in place.
+        unused: The number of unused members of each kind; updated in place.
     """
     group = _Group("", "", unused)
     for member in members:
@@ -155,14 +155,14 @@ class _Group:
         # (stem, image) of each example that waits for its label.
         self._images: collections.deque[tuple[str, Any]] = collections.deque()
         self._bytes = 0
-        self._given: dict[str, int] = {}  # labels yielded with the images that left memory early
+        self._given: dict[str, int] = {}  # labels of the images that `overflow` yielded
         self._stems: dict[str, None] = {}
         self._labels: dict[str, int] = {}
         self._unused = unused
 
     def takes(self, name: str) -> bool:
-        """Return whether an image is a new example, and record its name if so. An image that
-        accompanies an earlier one, such as its mask, is not a new example."""
+        """Return whether an image is a new example, and record the name of a new example. An image
+        that accompanies an earlier image, such as a mask, is not a new example."""
         stem = posixpath.splitext(name)[0]
         if stem in self._stems or (self._stems and self._accompanies(stem)):
             return False
