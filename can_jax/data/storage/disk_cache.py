@@ -12,7 +12,7 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import reason_of
 from can_jax.utils.files import replacing
 
-SPREAD = 2**64
+SPREAD = 2**64  # the number of possible hash values
 
 
 class DiskCache:
@@ -40,8 +40,8 @@ class DiskCache:
         self._working = True
 
     def path(self, example: int) -> Path | None:
-        """Return the path of an example's cache file, which may not exist yet; None if the example
-        is not to be cached."""
+        """Return the path of an example's cache file, which may not exist yet; None if the cache
+        does not cover the example or is disabled."""
         text = f"{self._version} {example}".encode()
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         if not self._working or int(name[:16], 16) >= self._below:

@@ -26,8 +26,8 @@ IMAGE_START = re.compile(
     re.DOTALL,
 )
 STAT_THREADS = 16
-STAT_BLOCK = 256  # files in a task of the thread pool that requests sizes
-LISTING_SECONDS = 60.0
+STAT_BLOCK = 256  # files per task of the thread pool that requests sizes
+LISTING_SECONDS = 60.0  # the listing of a remote folder is cached for this time
 Result = TypeVar("Result")
 
 
@@ -168,9 +168,10 @@ _TREES: dict[str, tuple[float, dict[str, dict[str, int]]]] = {}
 
 
 def _tree(root: str) -> dict[str, dict[str, int]]:
-    """Return the size of each visible file below a remote folder, by folder and file name.
+    """Return the sizes in bytes of the visible files below a remote folder: a dict from the URL of
+    each folder to a dict from file name to size.
 
-    Opening a data set reads its folders many times. Listing millions of objects can take minutes,
+    Opening a data set lists its folders many times. Listing millions of objects can take minutes,
     so the listing of a folder is cached for `LISTING_SECONDS`.
 
     Args:

@@ -40,19 +40,20 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
 
     Args:
         path: A shard, a pattern, a folder, or several of these joined by `::`. A pattern can
-            contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. A pattern
-            whose last part is `*` selects only files with the names of shards, if it matches any.
-            The placeholder `{split}` stands for any spelling of the split. Square brackets are
-            literal if a file or folder with these brackets in its name exists. A folder stands for
-            the shards in its subfolder named after the split. A folder without a subfolder of the
-            split stands for the shards in it whose names contain the split; see `choose_files`.
+            contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. If the last
+            part of a pattern is `*`, and any matching file is named like a shard, only the files
+            named like shards are selected. The placeholder `{split}` stands for any spelling of the
+            split. Square brackets are literal if a file or folder with these brackets in its name
+            exists. A folder stands for the shards in its subfolder named after the split. A folder
+            without a subfolder of the split stands for the shards in it whose names contain the
+            split; see `choose_files`.
         split: The name of the split, such as `train`.
         kind: The kind of shard, `tfrecord` or `tar`.
         compressed: Whether to include the compressed tars of a folder.
 
     Raises:
-        UserError: There is no shard of the split, or the spelling of the split in the data is
-            ambiguous.
+        UserError: There is no shard of the split, all shards in a folder are compressed tars and
+            ``compressed`` is False, or the spelling of the split in the data is ambiguous.
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
@@ -114,7 +115,8 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
     or those that `choose_files` selects.
 
     Raises:
-        UserError: There is no shard of the split.
+        UserError: There is no shard of the split, all shards are compressed tars and ``compressed``
+            is False, or the spelling of the split is ambiguous.
     """
     inner: str | None = split
     if not is_folder(os.path.join(path, split)):
@@ -203,7 +205,8 @@ def is_any_shard(name: str, kind: str) -> bool:
 
 
 def is_shard(name: str, kind: str) -> bool:
-    """Return whether a file name is that of a shard; ``kind`` is `tfrecord` or `tar`."""
+    """Return whether a file name is that of a TFRecord file or, if ``kind`` is `tar`, of an
+    uncompressed tar."""
     name = name.lower()
     if name.startswith("."):
         return False
@@ -230,8 +233,8 @@ def _relative(paths: list[str]) -> list[str]:
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that match a path or pattern; log the expansions of braces in the pattern
-    that match no file.
+    """Return the files that match a path or pattern, and log each expansion of braces that matches
+    no file.
 
     Raises:
         UserError: No file matches.

@@ -13,26 +13,27 @@ from urllib.parse import urlsplit
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.extras import install_command
 
-ENDPOINT = "HF_ENDPOINT"  # the variable of huggingface_hub
+ENDPOINT = "HF_ENDPOINT"  # the environment variable that huggingface_hub reads
 HUB = "https://huggingface.co"
 ADDRESS = re.compile(r"hf://(datasets/[\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
 NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
-TIMEOUT = 60.0  # seconds of a request
-BUSY = (429, 500, 502, 503, 504)  # statuses of requests that are worth repeating
-RETRIES = 4  # of a request; listings are retried by `can_jax.data.storage.reading.patiently`, too
+TIMEOUT = 60.0  # the timeout of a request in seconds
+BUSY = (429, 500, 502, 503, 504)  # HTTP statuses after which a request is repeated
+# Retries of one request. `can_jax.data.storage.reading.patiently` also retries a whole listing.
+RETRIES = 4
 Entry = tuple[str, int, str]  # the URL, the size in bytes and the version of a file
 
 
 def headers() -> tuple[tuple[str, str], ...]:
     """Return the HTTP headers of requests to the Hub, with the token in the environment variable
-    `HF_TOKEN` if that is set."""
+    `HF_TOKEN` if this variable is set."""
     token = os.environ.get("HF_TOKEN")
     return (("Authorization", f"Bearer {token}"),) if token else ()
 
 
 def resolve(url: str) -> tuple[str, str]:
-    """Return the HTTP URL below which the Hub serves a data set's files, and the path of a file
-    relative to it.
+    """Split the `hf://` URL of a file into the HTTP URL below which the Hub serves the data set,
+    and the path of the file in the data set.
 
     Raises:
         UserError: The URL is not of the form `hf://datasets/USER/NAME/PATH`.
@@ -103,11 +104,15 @@ def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
 
 
 def _get(page: str, url: str) -> Any:
-    """Return the response to a request, which is repeated while the Hub is busy.
+    """Return the response to a request, which is repeated up to `RETRIES` times if the Hub is busy.
 
     Args:
-        page: The URL to request.
-        url: The URL of the data set, for the message of an error.
+        page: The HTTP URL to request.
+        url: The `hf://` URL of the data set, for error messages.
+
+    Raises:
+        UserError: `urllib3` is not installed.
+        OSError: The Hub cannot be reached, or is still busy after all retries.
     """
     client = _client(_hub())
     from urllib3.exceptions import HTTPError

@@ -32,8 +32,8 @@ def work_folder(url: str, kind: str) -> Path:
 
 
 def mirrored(url: str) -> Path:
-    """Return a local copy of the files directly in a remote folder; the folder is copied again if a
-    file has changed.
+    """Return the path of a local copy of the files directly in a remote folder. The files are
+    copied if no copy exists, or if any file has changed since the last copy.
 
     Raises:
         UserError: A file cannot be read, or the local folder cannot be written.
@@ -65,7 +65,7 @@ def mirrored(url: str) -> Path:
     except OSError:  # another process was faster
         shutil.rmtree(unfinished)
     for old in copies.iterdir():
-        if old.name.split(".")[0] != version:  # a process that has it open keeps its content
+        if old.name.split(".")[0] != version:  # files that are open remain readable
             shutil.rmtree(old, ignore_errors=True)
     return copies / version
 

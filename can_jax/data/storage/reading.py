@@ -28,15 +28,15 @@ Result = TypeVar("Result")
 Key = TypeVar("Key", bound=Hashable)
 LARGEST = 2**28  # the maximum bytes of one read, such as of an encoded image
 BLOCK = 2**18  # bytes of the read-ahead buffer of a stream
-REMOTE_BLOCK = 2**22  # bytes of each request of a stream from a store
-REMOTE_AHEAD = 3  # requests of a stream in flight, beyond the block in use
+REMOTE_BLOCK = 2**22  # bytes per request of a remote stream
+REMOTE_AHEAD = 3  # requests of a remote stream in flight, in addition to the block being read
 AHEAD_THREADS = 64
 OPEN_FILES = 256  # files kept open at once; fewer if the process limit is low
-SHARE = 4  # at most 1 / SHARE of the process's file descriptors are kept open
+SHARE = 4  # at most 1 / SHARE of the process's limit of open files is used
 WAITS = (0.1, 0.5, 2.0, 8.0, 20.0)  # seconds to wait before each retry
 LOGGED_WAIT = 2.0  # seconds; a retry after a shorter wait is not logged
-# Transient errors: of a network or a remote store, or because all descriptors are in use.
-FULL = (errno.EMFILE, errno.ENFILE)
+FULL = (errno.EMFILE, errno.ENFILE)  # all file descriptors are in use
+# Errors that a retry can resolve, mostly of a network or a remote store.
 TRANSIENT = (
     *FULL, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
     errno.ENOMEM, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTUNREACH,
@@ -51,7 +51,8 @@ def patiently(call: Callable[[], Result]) -> Result:
 
     Raises:
         UserError: The limit of open files is still reached after all retries.
-        OSError: The error is permanent, or persists after all retries.
+        Exception: The call raised this exception, which is not transient or persists after all
+            retries.
     """
     for wait in (*WAITS, None):
         try:
@@ -81,7 +82,7 @@ def is_transient(error: Exception) -> bool:
 def of_storage(error: Exception) -> bool:
     """Return whether an error came from the file system or object store, rather than from damaged
     content."""
-    # gzip and bz2 raise OSError without errno.
+    # For damaged content, gzip and bz2 raise OSError without errno.
     return isinstance(error, OSError) and error.errno is not None
 
 
@@ -156,6 +157,7 @@ class LocalFile:
 
         Raises:
             ValueError: The read would return more than `LARGEST` bytes, or the offset is negative.
+            OSError: The bytes cannot be read, even after retries.
         """
         _check_offset(offset)
         rest = max(0, self.size - offset)
@@ -167,8 +169,8 @@ class LocalFile:
         """Read bytes of the file into a buffer, and return their number, which may be less than the
         size of the buffer.
 
-        This releases the GIL, and costs the interpreter less than ``read``, which allocates memory,
-        completes short reads and retries.
+        The call releases the GIL. It takes less CPU time than ``read``, because it allocates no
+        memory, does not complete short reads, and does not retry.
 
         Raises:
             OSError: The bytes cannot be read.

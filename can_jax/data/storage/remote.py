@@ -24,8 +24,8 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.extras import install_command
 from can_jax.utils.files import BUCKETS, STORES, WEB
 
-THREADS = 64  # requests for sizes or existence at once
-PAGE = 1000  # objects of one listing request, the limit of S3
+THREADS = 64  # concurrent requests for sizes or existence
+PAGE = 1000  # objects per listing request, the limit of S3
 SUPPORTED = (*STORES, *WEB)
 # Beyond the library's own retries, reads are retried by `can_jax.data.storage.reading.patiently`.
 RETRY = {
@@ -35,12 +35,12 @@ RETRY = {
 }
 CLIENT = {
     "connect_timeout": "10s",
-    "read_timeout": "20s",  # without a byte
+    "read_timeout": "20s",  # without receiving a byte
     "timeout": "120s",
     "pool_max_idle_per_host": "1024",
 }
-EMULATOR = "STORAGE_EMULATOR_HOST"  # the variable of Google's clients for a server in tests
-# The status of a refused request, which can also be a request for credentials.
+EMULATOR = "STORAGE_EMULATOR_HOST"  # the environment variable that names a test server
+# HTTP statuses of refused requests, including refused requests for credentials.
 REFUSED = re.compile(r"status code: 40[0134]")
 BEYOND = re.compile(r"StartTooLarge|416 Range Not Satisfiable")
 
@@ -295,7 +295,7 @@ def _store(scheme: str, bucket: str, emulator: str | None) -> Any:
             bucket, config=config, client_options=CLIENT | {"allow_http": True}, retry_config=RETRY
         )
     kind = stores.S3Store if scheme == "s3" else stores.AzureStore
-    # An endpoint of a server in one's own network, as in AWS_ENDPOINT_URL, may have no TLS.
+    # A server in the user's own network, given by AWS_ENDPOINT_URL for example, may lack TLS.
     return kind(bucket, client_options=CLIENT | {"allow_http": True}, retry_config=RETRY)
 
 

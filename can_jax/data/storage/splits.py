@@ -8,7 +8,7 @@ from absl import logging
 
 from can_jax.utils.errors import UserError, printable
 
-# The spellings of each standard split, as words in the name of a file or folder in any case.
+# The words that stand for each standard split in file and folder names, regardless of case.
 SPELLINGS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -22,14 +22,13 @@ SET_SPLIT = (
     "set config.data.split, config.probe.split or config.data.test_split to a split that exists"
 )
 WRITE_SPLIT = (
-    "write {split} in config.data.path where the name of the split stands, such as "
-    "/data/{split}-*.tar, or "
+    "replace the name of the split in config.data.path by {split}, as in /data/{split}-*.tar, or "
 )
 
 
 class AmbiguousSplitError(UserError):
-    """An error raised if the data spells a split in several ways, such as `val` and `dev`, but not
-    as requested."""
+    """An error raised if several spellings or folders in the data match a split, such as `val` and
+    `dev`, and none is exactly the requested name."""
 
 
 def standard(split: str) -> str:
@@ -71,7 +70,7 @@ def split_of_folder(name: str) -> str | None:
 def split_folders(
     names: Iterable[str], *, beside: bool = False, flat: Container[str] = ()
 ) -> dict[str, list[str]]:
-    """Group the folders that are named after splits by their standard split.
+    """Return the folders that are named after splits, as a dict from standard split to folders.
 
     Folders named after a split alone, such as `val`, are included. Folders whose names differ only
     in the split, such as `images_train` and `images_val`, are included as well. A folder such as
@@ -178,8 +177,8 @@ def choose_files(
 
 
 def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
-    """Return the names that spell a split as requested, or all names if they spell the split in the
-    same way.
+    """Return the names that spell a split as requested, or all names if all of them spell the split
+    in the same way.
 
     Raises:
         AmbiguousSplitError: The names spell the split in different ways, none of which is the

@@ -39,6 +39,9 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     A link that is part of a cycle is followed only if its target was not reached by another path,
     and does not count as a nested link. A link to a folder that contains the link, directly or at
     any depth, is not followed.
+
+    Raises:
+        UserError: The file system reports an I/O error, even after retries.
     """
     start = os.path.realpath(root)
     contents, unreadable = _scan(start)
