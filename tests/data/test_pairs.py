@@ -208,7 +208,7 @@ def test_partial_overlap_is_counted(tmp_path):
     root = folder(tmp_path, {"train": CLASSES, "test": CLASSES[:1]}, count=4)
     for i in range(3):
         (root / "test" / "a_red" / f"{i}.png").write_bytes(encoded("n", i))
-    assert any("1 of 4 examples" in note for note in pair("folder", root).notes)
+    assert any("1 of 4 compared examples" in note for note in pair("folder", root).notes)
 
 
 def test_every_class_keeps_an_example():
@@ -251,7 +251,7 @@ def test_copies_among_held_out_examples_are_counted(tmp_path):
         for i in range(4):
             (root / "train" / name / f"{i}.png").write_bytes(encoded("n", 0))
     notes = " ".join(pair("folder", root).notes)
-    assert "3 of 3 examples of the split 'train (held out)'" in notes
+    assert "3 of 3 compared examples of the split 'train (held out)'" in notes
     assert "also among the examples kept for training" in notes
 
 
@@ -268,7 +268,7 @@ def test_parts_of_a_mixture_that_are_shared_are_counted(tmp_path):
         config = small_config(data__source="mixture", data__mixture=parts)
         found = open_pair(config.data, TEST_SPLITS, share=0.25, seed=0)
         assert found.test.name == "test"
-        assert "12 of 24 examples of the split 'test'" in " ".join(found.notes)
+        assert "12 of 24 compared examples of the split 'test'" in " ".join(found.notes)
 
 
 @pytest.mark.parametrize("copy", ["of an array", "of a file", "none"])
@@ -288,4 +288,4 @@ def test_arrays_and_files_of_a_mixture_are_compared(tmp_path, copy):
     config = small_config(data__source="mixture", data__mixture=parts)
     notes = " ".join(open_pair(config.data, TEST_SPLITS, share=0.25, seed=0).notes)
     copies = 1 if copy == "none" else 2  # the image that is no image, and perhaps one more
-    assert f"{copies} of 13 examples of the split 'test'" in notes
+    assert f"{copies} of 13 compared examples of the split 'test'" in notes

@@ -192,7 +192,7 @@ def _compare_images(
     if duplicates:
         where = "among the examples kept for training" if held else f"in {learned.display_name}"
         notes.append(
-            f"{duplicates} of the {compared} compared examples of {tested.display_name} are also "
+            f"{duplicates} of {compared} compared examples of {tested.display_name} are also "
             f"{where}, byte for byte: accuracies are too high"
         )
 
