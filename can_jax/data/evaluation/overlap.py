@@ -25,7 +25,8 @@ def copies(
     compared with up to `CANDIDATES` training files of the same size in bytes.
 
     If one of the splits is an in-memory array, a sample of the images is compared by pixels
-    instead. Each part of a mixture is compared separately.
+    instead. If both splits read the same files, examples with equal indices are duplicates as well.
+    Each part of a mixture is compared separately.
 
     Returns:
         The number of duplicates, and the number of test examples that were compared.
