@@ -152,7 +152,7 @@ def compute_options(model: Any) -> dict[str, Any]:
 
 
 def vit(config: Any, pixels: int, **options: Any) -> Encoder:
-    """Build the Vision Transformer encoder that a configuration describes (arXiv 2010.11929)."""
+    """Build the Vision Transformer (arXiv 2010.11929) that a configuration describes."""
     size, variant = encoder_size(config.model).arguments, variant_of(config.model)
     if variant != PLAIN:
         options |= {"variant": variant, "grid": position_grid(config)}
@@ -167,15 +167,19 @@ def position_grid(config: Any) -> tuple[int, int]:
 
 
 def keep_position_grid(config: Any) -> None:
-    """Store the size of the learned position grid in a configuration, so that a later change of the
-    image size does not change the grid."""
+    """Write the size of the grid of learned position embeddings into the given configuration.
+
+    A later change of the image size then does not change the grid. A configuration without learned
+    position embeddings is left unchanged.
+    """
     if config.model.backbone == "vit" and variant_of(config.model).positions == "learned":
         options = dict(config.model.backbone_options) | {"position_grid": position_grid(config)}
         config.model.backbone_options = tuple(options.items())
 
 
 def vit_flops(config: Any, pixels: int, visible: int) -> int:
-    """Return the FLOPs of the forward pass of the Vision Transformer for one view of an image."""
+    """Return the FLOPs of the Vision Transformer's forward pass for one view with ``visible``
+    unmasked patches of ``pixels`` values each."""
     size = encoder_size(config.model)
     return (
         size.flops(visible + 1 + variant_of(config.model).registers)
@@ -201,8 +205,8 @@ def build_backbone(config: Any, pixels: int, **options: Any) -> Any:
     """Build the encoder that a configuration selects.
 
     Raises:
-        UserError: The registered function does not return a `flax.nnx.Module` with the interface
-            `Backbone`.
+        UserError: No backbone has the configured name, or the backbone's function ``build`` does
+            not return a `flax.nnx.Module` with the interface `Backbone`.
     """
     name = config.model.backbone
     backbone = BACKBONES.get(name).build(config, pixels, **options)

@@ -109,6 +109,9 @@ class CAN(nnx.Module):
         config: The resolved configuration.
         heads: A mapping from attribute names to the functions that build the heads.
         rngs: The `nnx.Rngs` for the initialization, with a stream ``params``.
+
+    Raises:
+        ValueError: A head has the name of another attribute of the network.
     """
 
     def __init__(self, config: ConfigDict, heads: Mapping[str, HeadBuilder], rngs: nnx.Rngs):
@@ -136,7 +139,8 @@ class CAN(nnx.Module):
         """Run the encoder and, if the network has one, the decoder.
 
         Args:
-            patches: The pixels of the visible patches with noise, in the order of ``shuffle``.
+            patches: The pixels of the visible patches, with added noise, in the order of
+                ``shuffle``.
             shuffle: A permutation of the patch indices for each view, with the visible patches
                 first.
             sigma: The standard deviation of the noise in each view; None if the network has no
@@ -149,7 +153,7 @@ class CAN(nnx.Module):
         pooled = pool(latent, self.pool)
         noise_level = prediction = decoded = None
         if decode and hasattr(self, "noise_level"):
-            # Sigma stays float32: bf16 has 8 bits, too few for angles up to 1000 rad.
+            # Sigma stays float32: 8 significant bits of bfloat16 are too few for 1000 rad.
             assert sigma is not None, (
                 "sigma is required, because this network has a noise-level embedding"
             )

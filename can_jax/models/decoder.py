@@ -17,7 +17,7 @@ class Decoded(NamedTuple):
     Attributes:
         tokens: The tokens after the final LayerNorm, class token first.
         prediction: The predicted pixels or noise of each patch; None if the decoder has no output
-            layer.
+            layer for pixels.
     """
 
     tokens: Float[Array, "rows tokens width"]

@@ -137,7 +137,8 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
         angles = coordinate.reshape(-1, 1) * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    # MAE's weight files store the table in float32. Rounded to float32, it also agrees in float64.
+    # MAE's weight files store the table in float32. Due to the same rounding here, the two tables
+    # also agree in float64.
     table = np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
     table.flags.writeable = False  # the cache hands the same array to every caller
     return table

@@ -76,7 +76,7 @@ class NoiseLevel(nnx.Module):
     """An embedding of the noise level sigma for the decoder: sinusoidal features and a 2-layer MLP.
 
     Args:
-        width: The width of the embedding, which equals that of the encoder.
+        width: The width of the embedding, equal to the width of the encoder's tokens.
         scale: The factor by which sigma is multiplied before the sinusoids. With a scale of 1.0 and
             sigma at most 0.05, no angle exceeds 0.05 rad, so the embedding would be nearly
             constant.

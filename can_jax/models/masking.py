@@ -52,7 +52,7 @@ def unpatchify(
 
 def visible_count(patches: int, mask_ratio: float) -> int:
     """Return the number of visible patches per view, ``floor(patches * (1 - mask_ratio))``."""
-    # Rounded first, so that hiding 0.9 of 10 patches does not leave 0.99999 patches, hence none.
+    # ``10 * (1 - 0.9)`` is 0.9999999999999998. Without the rounding, `int` would truncate it to 0.
     return int(round(patches * (1 - mask_ratio), 6))
 
 

@@ -23,8 +23,8 @@ CUDNN_HEAD_WIDTH = 128  # the largest number of features of a head in cuDNN's fu
 BEFORE_AMPERE = ("V100", "T4", "P100", "P40", "GTX", "TITAN", "Quadro", "RTX 20")
 
 # The logits of one product on a TPU should stay in the 128 MiB of a core's vector memory, next to
-# the probabilities and the operands. By the compiler's estimate, the softmax of the ViT-L decoder
-# then takes a quarter of the time.
+# the probabilities and the operands. The compiler estimates that this limit makes the softmax of
+# the ViT-L decoder four times as fast.
 TPU_LOGITS_BYTES = 32 * 2**20
 
 
@@ -50,7 +50,7 @@ def _product_tangent(
     return x @ kernel, dx @ kernel + _times_kernel_tangent(x, dkernel)
 
 
-# Rematerialized, so that the backward pass saves ``x`` itself.
+# Because of the rematerialization, ``x`` is saved for the backward pass, not ``barrier(x.T)``.
 @jax.checkpoint
 def _times_kernel_tangent(x: Array, dkernel: Array) -> Array:
     """Return ``x @ dkernel``, written so that the backward pass first transposes the narrower of
@@ -99,8 +99,8 @@ def _unfused_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return the exact GELU, ``x · Φ(x)``, which is computed in float32 or wider.
 
-    Φ is computed with erf, which evaluates one polynomial; `jax.nn.gelu` uses erfc, which evaluates
-    two. Only ``x`` is saved for the backward pass.
+    Φ is `normal_cdf`, which uses erf; erf evaluates one polynomial. `jax.nn.gelu` uses erfc, which
+    evaluates two. Only ``x`` is saved for the backward pass.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * normal_cdf(wide)).astype(x.dtype)
@@ -117,8 +117,8 @@ def _gelu_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return gelu(x), _times_gelu_slope(x, dx)
 
 
-# Rematerialized, so that the backward pass saves ``x`` only. ``prevent_cse=True`` would insert a
-# barrier, which would also keep XLA from fusing this function into the adjacent matrix products.
+# Because of the rematerialization, only ``x`` is saved for the backward pass. ``prevent_cse=True``
+# would insert a barrier, which would keep XLA from fusing this function into adjacent products.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _times_gelu_slope(x: Array, tangent: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -202,7 +202,8 @@ def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
 
     Args:
         setting: The value of `model.attention`: ``auto``, ``xla`` or ``cudnn``. On a GPU, ``auto``
-            selects ``cudnn`` if cuDNN supports the GPU, the dtype and the head width.
+            selects ``cudnn`` if cuDNN supports the GPU, the dtype and the head width. On other
+            platforms, the result is always ``xla``.
         dtype: The dtype of queries, keys and values.
         head_width: The number of features of a query, key or value in one head.
     """
@@ -245,8 +246,8 @@ def _parts(query: Heads, key: Heads) -> int:
     """Return the number of equal parts into which to split the attention heads.
 
     The result is the smallest divisor of the number of heads for which the logits of a part take at
-    most `TPU_LOGITS_BYTES`, or else the number of heads. The result is 1 if heads are sharded over
-    devices, or if the batch size is symbolic, as in an export.
+    most `TPU_LOGITS_BYTES` per device. If no divisor suffices, the result is the number of heads.
+    If heads are sharded over devices, or the batch size is symbolic, the result is 1.
     """
     rows, heads, queries, _ = query.shape
     if axis_size("tensor") > 1 or not isinstance(rows, int):

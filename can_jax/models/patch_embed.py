@@ -25,7 +25,7 @@ from can_jax.models.ops import linear_product
 from can_jax.models.vit import Linear
 
 PATCH_EMBEDS = ("auto", "linear", "whitened", "dct")
-# The smallest variance that is added to each direction, in squared normalized pixels. Rounding and
+# The lower bound of `noise_floor`, in squared normalized pixel values. The rounding of pixels and
 # JPEG cause about this variance, a standard deviation of about 1.4 of 255 gray levels.
 FLOOR = 5e-4
 SPATIAL, SPECTRAL = 0.95, 0.93  # correlations of adjacent pixels, and of color channels
@@ -79,8 +79,8 @@ def inverse_root(covariance: Square, floor: float) -> Square:
 
 
 def whitening(mean: Pixels, covariance: Square, floor: float) -> InputMap:
-    """Return the map that whitens noisy patches, for the mean and covariance of clean patches and
-    noise of variance ``floor``."""
+    """Return the map that whitens noisy patches, given the mean and covariance of the patches
+    without noise, and the variance ``floor`` of the noise."""
     return InputMap(np.asarray(mean, np.float64), inverse_root(covariance, floor))
 
 

@@ -205,7 +205,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block, with LayerNorms that compute in ``residual_dtype``."""
+    """A pre-norm transformer block, whose LayerNorms return ``residual_dtype``."""
 
     def __init__(
         self,
@@ -346,7 +346,7 @@ class Blocks(nnx.Module):
 
         def apply(x: Array, layer: tuple[Any, Any, Any]) -> tuple[Array, None]:
             state, by_row, drop = layer
-            # Parameters that are split over all devices are gathered here, beside earlier layers.
+            # Gather sharded parameters per block, so that XLA can overlap this with computation.
             state = merged(constrain_parameters(state, stacked=False), by_row)
             return constrain_batch_sharding(nnx.merge(block, state)(x, drop, tokens)), None
 
