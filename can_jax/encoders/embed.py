@@ -1,8 +1,8 @@
 """Extraction of the features of all images of a split to one file, resumable after interruptions.
 
 To bound memory, features are computed in parts of 4096 images and stored in the folder
-`OUTPUT.parts`. When all parts are complete, they are merged into the output file.
-Pillow decodes the images, and TensorFlow is not imported for image files, arrays and tars.
+`OUTPUT.parts`. When all parts are complete, they are merged into the output file. Pillow decodes
+the images, and TensorFlow is not imported for image files, arrays and tars.
 """
 
 import csv
@@ -114,12 +114,13 @@ def embed(
             `Encoder.__call__`.
         advance: A function of (number of images done, number of all images) that is called after
             each batch, for example to show progress.
-        cluster: The same encoder on a Ray cluster, whose nodes then compute the features; None for
-            this process.
+        cluster: The same encoder on a Ray cluster, whose nodes then compute the features; None to
+            compute them in this process.
 
     Raises:
-        UserError: The output exists or has an unknown suffix, the data cannot be read, too many
-            images are undecodable, or stored parts come from other settings.
+        UserError: The output exists, has an unknown suffix, cannot be written, or is being written
+            by another process; the data cannot be read or has several splits; too many images are
+            undecodable; or stored parts come from other settings.
     """
     check_output(output)
     name = chosen_split(data, split)
@@ -291,7 +292,7 @@ def _load(source: Source, data: ConfigDict, pool: ThreadPoolExecutor, examples: 
             if isinstance(image, bytes) and not image:
                 return "the record is damaged"
             if isinstance(image, bytes) and image.startswith(ARRAY):
-                image = decode_array(image)  # of an array source within a mixture
+                image = decode_array(image)  # from an array source within a mixture
             return preprocess(image, data)
         except UserError as error:
             return one_line(error).removeprefix("the image cannot be decoded: ")

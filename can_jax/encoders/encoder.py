@@ -135,7 +135,8 @@ class Encoder:
             patches, width).
 
         Raises:
-            UserError: The images are not uint8, or their shape does not match the encoder.
+            UserError: The images are not uint8, their shape does not match the encoder, or
+                ``features`` is none of these kinds.
         """
         if features not in (*FEATURES, *TOKENS):
             kinds = ", ".join((*FEATURES, *TOKENS))

@@ -120,7 +120,7 @@ def _write_csv(path: Path, table: Table) -> None:
             classes = table.classes(part.labels)
             for row, name in enumerate(part.names):
                 known = [part.labels[row], classes[row]][: len(labels)]
-                # Nine digits determine a float32.
+                # Nine significant digits identify a float32.
                 writer.writerow([name, *known, *(f"{value:.9g}" for value in part.features[row])])
 
 
@@ -160,11 +160,11 @@ WRITERS: dict[str, Callable[[Path, Table], None]] = {
 
 
 def check_output(output: Path) -> None:
-    """Check that a feature file may be written to ``output``.
+    """Check that a feature file can be created at ``output``.
 
     Raises:
-        UserError: The file exists, is not local, has an unknown suffix, or requires a missing
-            package.
+        UserError: The file exists, is not local, cannot be created, has an unknown suffix, or
+            requires a package that is not installed.
     """
     if output.suffix not in WRITERS:
         raise UserError(f"--output={output}: the suffix must be one of {', '.join(WRITERS)}")

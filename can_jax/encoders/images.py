@@ -123,8 +123,8 @@ def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
 
 
 def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
-    """Return an error message about images of a wrong dtype or shape, with code that corrects them
-    if possible.
+    """Return an error message about images of a wrong dtype or shape; if possible, it shows code
+    that corrects them.
 
     Args:
         array: The rejected images.

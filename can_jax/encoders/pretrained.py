@@ -167,7 +167,7 @@ def open_encoder(
     # An untrained encoder uses the fixed map of its run.
     mapped = from_run and embedding_kind(run) != "linear"
     if from_run and (mapped or not untrained):
-        # Neither the heads nor the optimizer's moments are read, or even built.
+        # Only the encoder is read; neither heads nor optimizer moments are built.
         shapes: Any = jax.tree.map(_abstract, expected, targets)
         averaged = run.optimizer.ema_decay > 0 and overrides.average
         template = {"optimizer": {"average": shapes}} if averaged else {"parameters": shapes}
@@ -289,8 +289,8 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
         path: The path of the run directory, to show in error messages.
 
     Raises:
-        UserError: ``given.heads`` or ``given.gelu`` differs from that of the run, or mean or std is
-            invalid.
+        UserError: ``given.heads`` or ``given.gelu`` differs from the run's value or is set for a
+            backbone other than the ViT, or mean or std is invalid.
     """
     for name in ("heads", "gelu"):
         if given[name] is not None:
