@@ -56,7 +56,7 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
         width: The embedding width of the encoder.
 
     Raises:
-        UserError: The positions are not the sin-cos table of any grid.
+        UserError: The array has a wrong type or shape, or is not the sin-cos table of any grid.
     """
     if positions.dtype.kind != "f" or positions.ndim != 3 or positions.shape[::2] != (1, width):
         raise UserError(
@@ -84,9 +84,10 @@ def fits_table(positions: np.ndarray, width: int) -> bool:
 
 
 def _nearest_table(positions: np.ndarray, width: int) -> tuple[tuple[int, int] | None, float]:
-    """Return the grid (height, width) of the sin-cos table that ``positions`` match, and the error.
+    """Return the grid (height, width) of the sin-cos table that ``positions`` match, and the
+    largest absolute difference from this table.
 
-    If no grid matches, return None and the smallest error over all grids.
+    If no grid matches, return None and the difference from the most similar table.
     """
     best = np.inf
     for first in (1, 0):

@@ -34,8 +34,8 @@ HUGGINGFACE_DECODER = {
     "decoder_pred": "decoder.decoder_pred",
 }
 PARTS = ("query", "key", "value")
-# Further names of transformers: those of DINOv2, and those that version 5 and later use in memory
-# but not in files.
+# Further names in Hugging Face Transformers: the names of DINOv2, and names that version 5 and
+# later use in memory but not in files.
 HUGGINGFACE_OTHERS = {
     "register_tokens": "embeddings.register_tokens",
     "blocks.{}.norm1": "encoder.layer.{}.norm1",
@@ -117,7 +117,7 @@ def to_huggingface(arrays: Arrays, *, with_decoder: bool, dinov2: bool = False) 
 
 
 def from_huggingface(arrays: Arrays) -> Arrays:
-    """Rename arrays of transformers to MAE's names. Unknown arrays keep their names."""
+    """Rename arrays from Hugging Face's names to MAE's. Unknown arrays keep their names."""
     tables = {**HUGGINGFACE, **HUGGINGFACE_DECODER, **_decoder(HUGGINGFACE)}
     back = {theirs: ours for ours, theirs in tables.items()}
     back |= {theirs: ours for ours, theirs in HUGGINGFACE_OTHERS.items()}
@@ -135,9 +135,9 @@ def from_huggingface(arrays: Arrays) -> Arrays:
 
 
 def _file_name(name: str) -> str:
-    """Return the name that an array of transformers has in weight files, without the model prefix.
+    """Return the name of a Hugging Face array in weight files, without the model prefix.
 
-    Since version 5 of transformers, some parameters have shorter names in memory than in files.
+    Since version 5 of Transformers, some parameters have shorter names in memory than in files.
     """
     plain = re.sub(r"^layers\.", "encoder.layer.", PREFIX.sub("", name, count=1))
     for part, projection in PROJECTION.items():
@@ -189,7 +189,8 @@ def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
     return converted
 
 
-# Names of the published weights of google-research/vision_transformer, which big_vision follows.
+# Parts of array names in google-research/vision_transformer's published weights, and their
+# replacements in big_vision's names.
 VISION_TRANSFORMER = {
     "Transformer/posembed_input/pos_embedding": "posembed_input/pos_embedding",
     "/LayerNorm_2/": "/LayerNorm_1/",
@@ -199,7 +200,7 @@ VISION_TRANSFORMER = {
 
 
 def _big_vision_names(arrays: Arrays) -> Arrays:
-    """Return arrays under big_vision's names without `params/`, one array for each block.
+    """Return arrays under big_vision's names without `params/`, with separate arrays per block.
 
     The blocks of a model with ``scan=True`` are stacked in its file. vision_transformer has other
     names for some arrays.
@@ -219,7 +220,13 @@ def _big_vision_names(arrays: Arrays) -> Arrays:
 
 def from_big_vision(arrays: Arrays) -> Arrays:
     """Convert an encoder of big_vision to MAE's names. Unknown arrays keep their names, without
-    ``params/``."""
+    ``params/``.
+
+    Raises:
+        UserError: The encoder has no class token.
+        KeyError: Another array is missing.
+        ValueError: An array has an unexpected shape.
+    """
     rest = _big_vision_names(arrays)
     if "cls" not in rest:
         raise UserError(

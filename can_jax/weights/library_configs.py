@@ -43,7 +43,8 @@ TIMM_KEYS = {
     "width": "embed_dim", "depth": "depth", "heads": "num_heads", "channels": "in_chans",
     "patch_size": "patch_size", "image_size": "img_size",
 }  # fmt: skip
-# The options that arguments of timm's VisionTransformer state; the arrays have to agree.
+# Options, and the arguments of timm's VisionTransformer that state them. The arrays must have the
+# stated options.
 TIMM_OPTIONS = {
     "layer_scale": "init_values", "qk_norm": "qk_norm", "registers": "reg_tokens",
     "pre_norm": "pre_norm", "qkv_bias": "qkv_bias",
@@ -56,7 +57,7 @@ HARMLESS = {
     "drop_path_rate", "act_layer",
 }  # fmt: skip
 TIMM_ACTIVATIONS = {"gelu": EXACT, "gelu_tanh": TANH, "quick_gelu": QUICK}
-# The supported values of some arguments; the first one is that of an absent argument.
+# The supported values of some arguments; the first value is the default of an absent argument.
 PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "class_token": (True,), "mlp_ratio": (4,), "act_layer": tuple(TIMM_ACTIVATIONS),
 }  # fmt: skip
@@ -85,7 +86,7 @@ class Stated(NamedTuple):
     Attributes:
         facts: The value of each fact, by its name in an export's manifest. A mean or std of None
             means that the stated normalization is missing or does not apply to images in [0, 1]. A
-            gelu of None means that the stated form is not that of the training.
+            gelu of None means that timm computes another form of GELU than the training used.
         keys: The file and key that state each fact, or the reason for a value of None.
     """
 

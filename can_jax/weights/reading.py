@@ -142,7 +142,7 @@ def _unwrapped(arrays: Arrays) -> Arrays:
     The names of other arrays lose the part of this prefix with which they begin.
 
     Raises:
-        UserError: The arrays are those of several encoders, or two get the same name.
+        UserError: The arrays are those of several encoders, or two arrays get the same name.
     """
     prefixes = {match[1] for name in arrays if (match := INSIDE.fullmatch(name))}
     if "patch_embed.proj.weight" in arrays or layout_of(arrays) or not prefixes:
@@ -150,7 +150,7 @@ def _unwrapped(arrays: Arrays) -> Arrays:
     if len(prefixes) > 1:
         raise UserError(
             f"the file holds several encoders: {', '.join(sorted(prefixes))}; save only the "
-            "arrays of the one to use"
+            "arrays of the encoder to use"
         )
     (prefix,) = prefixes
     parts = prefix.split(".")[:-1]
@@ -191,8 +191,9 @@ def read_contents(path: epath.Path) -> Contents:
     """Read a weight file, or all shards that a ``*.index.json`` lists.
 
     Raises:
-        UserError: The file has an unsupported suffix, is one shard of several, cannot be read, or
-            holds a value that is not finite.
+        UserError: The file has an unsupported suffix, is one shard of several, cannot be read,
+            holds a value that is not finite, holds several encoders, or lacks an array that its
+            layout requires.
     """
     if path.name.endswith(INDEX):
         contents = OneFile(_shards(path), {})

@@ -38,8 +38,8 @@ TYPES = {
 }
 
 USUAL = ("model", "state_dict", "module")  # The keys under which training code saves the weights.
-WEIGHTS = r"(.*\.)?(weight|bias)"  # Names in a model, unlike in an optimizer or loss.
-# Prefixes of DistributedDataParallel and torch.compile.
+WEIGHTS = r"(.*\.)?(weight|bias)"  # Names in a model; an optimizer or loss has other names.
+# Prefixes that DistributedDataParallel and torch.compile add to names.
 WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")
 # The limit on the items of all dicts; a shared dict counts once for each path to it.
 MOST_ITEMS = 1_000_000
@@ -47,7 +47,8 @@ DEEPEST = 100  # The limit on the nesting of dicts.
 
 
 class _Type(NamedTuple):
-    """The name of a storage type, which a pickle cannot call, unlike a NumPy type."""
+    """The name of a storage type. A pickle could call a NumPy type, but cannot call this class's
+    instances."""
 
     name: str
 
@@ -112,7 +113,7 @@ class _Storages:
             start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
             return self._content[start : start + member.file_size]
         content = self._archive.read(member)  # `read` verifies the checksum.
-        if member.compress_type == zipfile.ZIP_STORED:  # PyTorch stores all members so.
+        if member.compress_type == zipfile.ZIP_STORED:  # as in all files of PyTorch
             self._verified.add(member.filename)
         else:
             self._budget.spend(len(content))
@@ -129,7 +130,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, storages: _Storages):
         super().__init__(file)
         # A stand-in for the argparse.Namespace that some training code saves beside the weights. A
-        # pickle can set its attributes, so each file gets a class of its own.
+        # pickle can set attributes of this class, so each file gets a class of its own.
         options = type("Options", (), {})
         self._allowed = {
             ("collections", "OrderedDict"): OrderedDict,

@@ -121,8 +121,8 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
     tokens.
 
     Raises:
-        UserError: The rows of positions form no square grid, and fit no stated image size, or a
-            token has another width.
+        UserError: The rows of positions fit neither a stated image size nor a square grid, or a
+            token is missing or has another width.
     """
     table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
     registers = options.get("registers", 0)
@@ -138,7 +138,7 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
             "file states a matching image size: use a folder with config.json"
         )
     prefix, grid = found
-    # The class token and the registers always have the same position, so it is added here.
+    # The positions of the class token and the registers never change, so they are added here.
     if prefix:
         _require_width(arrays, "cls_token", width)
         arrays["cls_token"] = arrays["cls_token"] + table[:1]
