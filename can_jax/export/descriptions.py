@@ -13,7 +13,7 @@ from can_jax.utils.errors import UserError
 # The libraries' names of the forms of GELU.
 HUGGINGFACE_ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 TIMM_ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-CUBIC = 3  # Pillow's number of the bicubic filter, which `preprocessor_config.json` holds.
+CUBIC = 3  # The number of the bicubic filter in Pillow and in `preprocessor_config.json`.
 # The names of timm's architectures by width; `model_args` states all sizes explicitly.
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224",
@@ -46,7 +46,8 @@ def refuse_options(model: Model, format: str, supported: set[str]) -> None:
 
 
 def is_dinov2(model: Model) -> bool:
-    """Return whether the encoder has LayerScale or registers, which require the DINOv2 classes."""
+    """Return whether the encoder has LayerScale or registers, for which transformers has only the
+    DINOv2 classes."""
     return bool({"layer_scale", "registers"} & model.facts()["options"].keys())
 
 
@@ -62,7 +63,8 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
     Args:
         model: The model to export.
         contents: The exported part: ``encoder``, ``full`` with the decoder, or ``classifier``.
-        format: The format that error messages name; ``onnx`` is written from a transformers model.
+        format: The format to name in error messages: ``huggingface``, or ``onnx``, which is
+            exported from a transformers model.
 
     Raises:
         UserError: The encoder or its head has an option that no transformers class supports, or
@@ -71,7 +73,7 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
     config, size, facts = model.config, encoder_size(model.config.model), model.facts()
     refuse_options(model, format, {"epsilon", "gelu", "layer_scale", "registers"})
     full = contents == "full"
-    # One setting of `ViTMAEForPreTraining` applies to both, but can_jax's decoder has no options.
+    # Unlike can_jax, `ViTMAEForPreTraining` applies these options to its decoder, too.
     if full and (shared := sorted({"epsilon", "gelu"} & facts["options"].keys())):
         raise UserError(
             f"--format=huggingface does not support --contents=full for an encoder with "
@@ -156,7 +158,8 @@ def huggingface_processor(model: Model) -> dict[str, Any]:
 def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
     """Return the arguments with which timm's `VisionTransformer` reproduces the model.
 
-    The timm model returns the pooled features of the run, or the logits of a classifier.
+    The timm model returns pooled features or, with a head, the logits of a classifier. The
+    features are the class token if the run pools by ``class``, otherwise the mean patch token.
 
     Raises:
         UserError: The encoder or its head has an option that timm does not support.
@@ -214,7 +217,12 @@ def timm_config(model: Model, contents: str) -> dict[str, Any]:
 
 
 def timm_arrays(model: Model, contents: str = "encoder") -> dict[str, np.ndarray]:
-    """Return the arrays of the encoder, and of a classifier's head, under timm's names."""
+    """Return the arrays of the encoder, and of a classifier's head, under timm's names.
+
+    Raises:
+        UserError: An encoder with the option ``pre_norm`` has a nonzero bias in the patch
+            embedding.
+    """
     arrays, options = model.encoder(), model.facts()["options"]
     if contents == CLASSIFIER:
         head = head_of(model)

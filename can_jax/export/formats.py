@@ -130,9 +130,9 @@ def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as a `jax.export` program and its weights; return the program's file name.
 
     The program runs on CPU, CUDA and TPU for any number of images. The program has two arguments: a
-    dict of weights, and uint8 images. The result is the class token and the mean patch token,
-    concatenated, or the logits of a classifier. The weights are in a separate file, because a
-    serialized program cannot hold the weights of a large model.
+    dict of weights, and uint8 images. A classifier's program returns the logits. An encoder's
+    program returns the class token and the mean patch token, concatenated. The weights are in a
+    separate file, because a serialized program cannot hold the weights of a large model.
     """
     if contents != CLASSIFIER:
         encoder_only("stablehlo", contents)
@@ -179,7 +179,8 @@ def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     concatenated.
 
     Raises:
-        UserError: A required package is not installed.
+        UserError: A required package is not installed, ``contents`` is not ``encoder``, the images
+            are not square, or no transformers class supports an option of the encoder.
     """
     encoder_only("onnx", contents)
     if not installed(*ONNX_PACKAGES):

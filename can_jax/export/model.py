@@ -180,7 +180,8 @@ class Model:
 
 
 class Given(NamedTuple):
-    """Facts that a caller states about weights of another library; None where unknown."""
+    """Facts that a caller states about weights of another library; None for a fact that is not
+    stated."""
 
     heads: Any = None
     mean: Any = None
@@ -198,7 +199,8 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
         given: Facts that the weight files do not state, such as the number of heads.
 
     Raises:
-        UserError: The model cannot be read, or a required fact about it is unknown.
+        UserError: The model cannot be read or is not a ViT, a required fact about it is unknown, or
+            ``given`` states a fact about a run.
     """
     path, step = find_checkpoint(checkpoint, "--checkpoint=")
     if not is_run(path):

@@ -58,7 +58,7 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
     for path in paths:
         results = read_results(epath.Path(path))
         checkpoint = results["checkpoint"]
-        # The results of the classifier's own training state the encoder from which it started.
+        # The results of the classifier's own training name the encoder before its fine-tuning.
         own = model.head and model.is_latest and epath.Path(path).resolve() == model.run.resolve()
         if not own and checkpoint["sha256"] not in checksums:
             raise UserError(
@@ -245,7 +245,7 @@ def card_of(
     ]
     if "with_gelu_by_tanh" in checked:
         parts.append(
-            "big_vision computes GELU with tanh. Relative to the original model, its features have "
-            f"an error of {checked['with_gelu_by_tanh']:.1e}."
+            "big_vision computes GELU with tanh. With this GELU, the features have an error of "
+            f"{checked['with_gelu_by_tanh']:.1e} relative to the original model."
         )
     return "\n\n".join(parts) + "\n"

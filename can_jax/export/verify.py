@@ -115,8 +115,9 @@ def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
 def image_processor(folder: epath.Path) -> Any:
     """Return the transformers image processor of an export, with the center crop of evaluations.
 
-    If the margin of a crop is odd, MAE, timm and evaluations round half of the margin to even, as
-    torchvision does. By default, transformers rounds down, which shifts some crops by one pixel.
+    If the margin of a crop is odd, half of it is not an integer. MAE, timm and evaluations round it
+    to the nearest even integer, as torchvision does. By default, transformers rounds down, which
+    shifts some crops by one pixel.
     """
     import transformers
     from torchvision.transforms.v2.functional import center_crop
