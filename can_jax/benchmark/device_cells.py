@@ -46,7 +46,7 @@ class Images:
         return hashed.hexdigest()[:16]
 
     def held_out(self, share: float) -> "Images":
-        """Return a split of the training images, whose last fraction ``share`` is the test split.
+        """Split the training images; the last fraction ``share`` of them becomes the test split.
 
         The original test images are not used.
         """

@@ -54,14 +54,14 @@ Metrics = dict[str, float]
 
 
 class Training:
-    """A training job for a `Cell`, which trains all of its seeds in parallel.
+    """A training job that trains all runs of a `Cell` in parallel.
 
     Args:
-        cell: The cell to train: its configuration, seeds and images.
+        cell: The cell to train: its configuration, runs and images.
         placed: The training images and their labels as arrays on the device.
 
     Attributes:
-        linear_bound: For each seed, the fraction of the noise energy that the best linear denoiser
+        linear_bound: For each run, the fraction of the noise energy that the best linear denoiser
             of a patch explains; None if `start` has not measured it.
     """
 
@@ -76,7 +76,7 @@ class Training:
         self._step = make_step(config, rate)
         self._images = placed
         self._seeds = jnp.asarray(cell.seeds, jnp.int32)
-        # The factor of the schedule of each run.
+        # For each run, the factor by which the learning-rate schedule is multiplied.
         factors = [value / config.optimizer.learning_rate for value in cell.learning_rates]
         self._runs = (self._seeds, jnp.asarray(factors, jnp.float32))
         self.epoch = 0
@@ -111,7 +111,7 @@ class Training:
         return embedding_kind(config) == "whitened" or bool(config.noise.linear_bound)
 
     def start(self) -> None:
-        """Initialize the train state of each seed, and measure patch statistics if required."""
+        """Initialize the train state of each run, and measure patch statistics if required."""
         self.states = self._initialize(self._seeds)
         config = self.cell.config
         self.linear_bound = None
@@ -127,7 +127,7 @@ class Training:
         self.epoch = 0
 
     def train(self, epochs: int) -> Iterator[list[Metrics]]:
-        """Train up to ``epochs`` epochs in total; after each, yield the mean metrics of each seed.
+        """Train up to epoch ``epochs``; after each epoch, yield the mean metrics of each run.
 
         While the device trains, the host computes the order of examples in the next epoch.
         """
@@ -144,7 +144,7 @@ class Training:
             ]
 
     def accuracies(self) -> list[float]:
-        """Return the kNN accuracy on the test images for each seed, in percent."""
+        """Return the kNN accuracy on the test images for each run, in percent."""
         images, settings = self.cell.images, self.cell.config.probe
         bank, queries = (self._encoded(split) for split in (images.train, images.test))
         return [
@@ -214,7 +214,7 @@ class Training:
         return dataclasses.replace(self._step, config=config)
 
     def _run(self, seed: Array, factor: Array) -> Step:
-        """Return the train step of a run, whose learning rates are those of the schedule times
+        """Return the train step of a run, with the learning-rate schedule multiplied by
         ``factor``."""
         step = self._seeded(seed)
         return dataclasses.replace(step, schedule=lambda at: factor * step.schedule(at))
@@ -223,7 +223,7 @@ class Training:
         return jax.vmap(lambda seed: self._seeded(seed).fresh())(seeds)
 
     def _moments(self) -> list[Moments]:
-        """Return, for each seed, the mean and covariance of image patches in the first batches."""
+        """Return, for each run, the mean and covariance of image patches in the first batches."""
         config = self.cell.config
         count = batches_to_measure(config, len(self.cell.images.train))
         positions, examples = self._order(0)
@@ -248,7 +248,7 @@ class Training:
         positions: Array,
         examples: Int[Array, "steps seeds batch"],
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Train for one epoch, and return the states and the mean metrics of each seed."""
+        """Train for one epoch, and return the states and the mean metrics of each run."""
 
         def one(
             run: tuple[Array, Array], state: TrainState, position: Array, example: Array
@@ -296,7 +296,7 @@ class Training:
         return features.astype(jnp.float32)
 
     def _encoded(self, images: np.ndarray) -> np.ndarray:
-        """Return the features of images for each seed, of shape (seeds, images, width)."""
+        """Return the features of images for each run, of shape (runs, images, width)."""
         padding = np.zeros((-len(images) % FEATURE_BATCH, *images.shape[1:]), np.uint8)
         chunks = np.concatenate([images, padding]).reshape(-1, FEATURE_BATCH, *images.shape[1:])
         features = [np.asarray(self._features(self.states, chunk)) for chunk in chunks]

@@ -27,9 +27,9 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-SAMPLE = 512  # The maximum number of images that TensorFlow and Pillow decode; crops use 32.
+SAMPLE = 512  # The maximum number of images that TensorFlow and Pillow decode.
 FOREVER = 10**6  # More steps than any benchmark takes.
-WARM_BATCHES = 2  # The least number of batches before the clock starts.
+WARM_BATCHES = 2  # The minimum number of batches before the clock starts.
 
 Turn = Callable[[float], float]  # Measures for some seconds; returns images per second.
 
@@ -47,7 +47,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
             decoded images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (to
             arrays on the devices) and ``pil_two_view`` (the Pillow baseline). ``python_limit`` is
             the throughput at which reading keeps one core busy with Python. Because one thread at a
-            time runs Python, more cores do not raise it. The dict also holds the settings.
+            time runs Python, more cores do not raise this limit. The dict also holds the settings.
 
     Raises:
         UserError: TensorFlow cannot decode any of the sampled images.
@@ -135,7 +135,8 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
         source: The source to read.
         python: A list to which each measurement appends the images per second of CPU time that the
             process spends in user mode. Python spends almost all of this time: tf.data spends a few
-            microseconds per chunk of images, and the kernel copies images without Python's lock.
+            microseconds per chunk of images, and the operating system copies images without
+            Python's lock.
     """
     rows = np.arange(config.batch_size)
     pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)

@@ -61,7 +61,7 @@ def gelu_operations() -> dict[str, Operation]:
 
 
 def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operation]:
-    """Return implementations of LayerNorm that compute in ``dtype``, by name."""
+    """Return implementations of LayerNorm with outputs of ``dtype``, by name."""
     options = {"dtype": dtype, "rngs": nnx.Rngs(0)}
     library = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, **options)
     return {"ours": layer_norm(width, **options), "nnx.LayerNorm": library}
@@ -112,9 +112,9 @@ def measure_kernels(
     Yields:
         The name of the operation and the label of the shape, such as ``attention, encoder``, and a
             dict of results for each implementation. ``milliseconds`` is the median time of an
-            execution. ``error`` is the largest deviation of the output or a gradient from float32,
-            relative to the largest absolute value of that array. If the device does not support an
-            implementation, its dict holds only the error message, under ``unsupported``.
+            execution. ``error`` is the largest deviation of the output or a gradient from a float32
+            reference, relative to the largest absolute value of that reference. If the device does
+            not support an implementation, its dict holds only ``unsupported``, the error message.
     """
     for label, shape in shapes.items():
         for name, implementations, reference, inputs in operations(shape):
@@ -125,7 +125,7 @@ def measure_kernels(
                 try:
                     turns[kind], error = _prepare(operation, inputs, repeats, exact)
                     results[kind] = {"error": error}
-                except Exception as reason:  # It can be of many types, such as a missing cuDNN.
+                except Exception as reason:  # JAX raises many types, for example without cuDNN.
                     results[kind] = {"unsupported": one_line(reason)[:200]}
             times: dict[str, list[float]] = {kind: [] for kind in turns}
             for _ in range(rounds):

@@ -25,9 +25,9 @@ Result = dict[str, Any]
 # The variant that does the same work as the PyTorch step. It omits color augmentation, which
 # PyTorch users apply in the workers of their input pipeline.
 SAME_WORK = "the work of PyTorch"
-PEERS = {"PyTorch": False, "PyTorch, compiled": True}
+PEERS = {"PyTorch": False, "PyTorch, compiled": True}  # whether `torch.compile` is used
 COMPILERS = 4  # programs compiled at a time
-TURNS_SECONDS = 30.0  # reserved for the first turns of the compiled programs
+TURNS_SECONDS = 30.0  # the time reserved for the first measurement of the compiled programs
 Describe = Callable[[CompiledStep], Result]
 
 
@@ -55,7 +55,7 @@ def measure_variants(
             key.
         peers: Whether to also measure PyTorch with and without `torch.compile`, and a variant named
             `SAME_WORK` that performs the same computation as PyTorch.
-        rounds: The number of measurements of each variant.
+        rounds: The number of measurements of each variant after a first measurement.
         seconds: The duration of each measurement in seconds.
         product: The number of rows of the square matrices whose product is timed in each round.
         describe: A function that returns further results for a compiled step.
@@ -81,7 +81,7 @@ def measure_variants(
     def build(name: str) -> None:
         try:
             ours = our_step(configs[name])
-        except Exception as error:  # It can be of many types, such as a lack of memory.
+        except Exception as error:  # JAX raises many types, for example for a lack of memory.
             results[name].setdefault("error", one_line(error)[:300])
             return
         if "error" in results[name]:  # The time limit has passed meanwhile.
@@ -116,7 +116,7 @@ def measure_variants(
             take_turns({name: turns[name]}, results, seconds, left)
         except UserError:
             raise
-        except Exception as error:  # It can be of many types, such as OutOfMemoryError of torch.
+        except Exception as error:  # PyTorch raises many types, such as OutOfMemoryError.
             results[name]["error"] = one_line(error)[:300]
         report(rated(whole))
     for _ in range(rounds):
