@@ -156,18 +156,18 @@ class Training:
         ]  # fmt: skip
 
     def save(self, folder: Path) -> None:
-        """Write the train state of each seed to its own npz file in a folder."""
+        """Write the train state of each run to its own npz file in a folder."""
         stacked = named_leaves(jax.device_get(self.states))
-        for i, seed in enumerate(self.cell.seeds):
+        for i, path in enumerate(self._state_files(folder)):
             arrays = {name: leaf[i] for name, leaf in stacked.items()}
             arrays["key"] = np.array(self.cell.key)
-            with replacing(self._file(folder, seed)) as file, file.open("wb") as stream:
+            with replacing(path) as file, file.open("wb") as stream:
                 np.savez(stream, epoch=np.int64(self.epoch), **arrays)
 
     def restore(self, folder: Path) -> bool:
         """Restore the train states that `save` wrote. Return False if ``folder`` has no train
         states of this cell."""
-        files = [self._file(folder, seed) for seed in self.cell.seeds]
+        files = self._state_files(folder)
         if not all(file.exists() for file in files):
             return False
         parts = [read_npz(file) for file in files]
@@ -199,12 +199,16 @@ class Training:
 
     def discard(self, folder: Path) -> None:
         """Delete the train states that `save` wrote for this cell."""
-        for seed in self.cell.seeds:
-            self._file(folder, seed).unlink(missing_ok=True)
+        for path in self._state_files(folder):
+            path.unlink(missing_ok=True)
 
-    def _file(self, folder: Path, seed: int | str) -> Path:
+    def _state_files(self, folder: Path) -> list[Path]:
+        """Return the path of each run's train state; several runs can have the same seed."""
+        return [self._file(folder, f"run-{i}") for i in range(len(self.cell.seeds))]
+
+    def _file(self, folder: Path, name: str) -> Path:
         words = "".join(c if c.isalnum() else "_" for c in self.cell.name)
-        return folder / f"{words}-{seed}.npz"
+        return folder / f"{words}-{name}.npz"
 
     def _seeded(self, seed: Array) -> Step:
         """Return the train step with another seed, which can be a traced value."""

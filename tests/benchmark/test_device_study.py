@@ -25,7 +25,7 @@ def test_each_seed_whitens_the_patches_of_its_own_first_images():
     assert all(0 < bound < 1 for bound in training.linear_bound)
 
 
-def test_a_learning_rate_of_a_run_equals_that_of_the_recipe():
+def test_a_learning_rate_of_a_run_equals_that_of_the_recipe_even_after_a_resume(tmp_path):
     images = read_images(None, 32, 16)
     placed = jax.device_put((images.train, images.train_labels))
 
@@ -35,7 +35,10 @@ def test_a_learning_rate_of_a_run_equals_that_of_the_recipe():
         training = Training(cell, placed).compile()
         training.start()
         list(training.train(2))
-        return jax.device_get(training.states.parameters)
+        training.save(tmp_path)
+        resumed = Training(cell, placed)
+        assert resumed.restore(tmp_path) and resumed.epoch == 2
+        return jax.device_get(resumed.states.parameters)
 
     tuned = parameters(0.01, (0, 0), (0.01, 0.002))
     for run, rate in enumerate((0.01, 0.002)):
