@@ -117,6 +117,25 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
     return [(name, str(value)) for name, value in rows.items()]
 
 
+def pretraining_of(model: Model) -> tuple[str, str, list[str]]:
+    """Return the method for the title, a description and the tags of the pretraining of a run.
+
+    CAN is named only if exactly its three objectives have a nonzero weight.
+    """
+    blocks = {name: block for name, block in model.config.objective.items() if block.weight}
+    known = [name for name in blocks if name in OBJECTIVES]
+    labeled = any(OBJECTIVES.get(name).needs_labels(blocks[name]) for name in known)
+    tags = [] if labeled else ["self-supervised"]
+    if blocks.keys() != {"contrastive", "reconstruction", "denoising"}:
+        noun = "objective" if len(blocks) == 1 else "objectives"
+        return "can_jax", f"with the {noun} {', '.join(blocks)}", tags
+    described = (
+        "by contrastive learning, masked autoencoding and noise prediction in one step "
+        "([CAN](https://arxiv.org/abs/2210.16870))"
+    )
+    return "CAN", described, [*tags, "can"]
+
+
 def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return a table row for each summary metric of each evaluation."""
     return [
@@ -173,11 +192,10 @@ def card_of(
     purpose = "classification" if contents == "classifier" else "feature-extraction"
     front += [f"pipeline_tag: image-{purpose}"]
     front += [f"license: {statement.license}"] if statement.license else []
-    tags = (
-        "image-feature-extraction",
-        "vit",
-        *(() if model.imported or model.head else ("self-supervised", "can")),
-    )
+    tags = ["image-feature-extraction", "vit"]
+    if not (model.imported or model.head):
+        method, pretraining, further = pretraining_of(model)
+        tags += further
     front += ["tags:", *(f"- {tag}" for tag in tags)]
     parts_of = {"full": "encoder and decoder", "classifier": "encoder with a classifier's head"}
     whole = parts_of.get(contents, "encoder")
@@ -197,11 +215,10 @@ def card_of(
         )
         training = [table(recipe_rows(model, statement.data), ("setting", "value"))]
     else:
-        title += ", pretrained with CAN"
+        title += f", pretrained with {method}"
         origin = (
-            f"The {whole} of a Vision Transformer, pretrained by contrastive learning, masked "
-            "autoencoding and noise prediction in one step ([CAN](https://arxiv.org/abs/"
-            f"2210.16870)) with can_jax {__version__}. Format: {FILES[format]}."
+            f"The {whole} of a Vision Transformer, pretrained {pretraining} by can_jax "
+            f"{__version__}. Format: {FILES[format]}."
         )
         training = [
             table(recipe_rows(model, statement.data), ("setting", "value")),

@@ -399,6 +399,19 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp
         results_of(model, [str(tmp_path)])
 
 
+def test_card_names_can_only_for_its_three_objectives(opened):
+    manifest = {"usage": {"can_jax": "run"}, "checked": {"images": 3, "largest_error": {"a": 1e-7}}}
+    text = card_of(opened, "big_vision", "encoder", manifest, [])
+    assert ", pretrained with CAN\n" in text and "- self-supervised\n- can\n" in text
+    config = opened.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.objective.contrastive.weight = config.objective.denoising.weight = 0.0
+    mae = dataclasses.replace(opened, config=config)
+    text = card_of(mae, "big_vision", "encoder", manifest, [])
+    assert "- self-supervised\n---" in text and "CAN" not in text
+    assert "pretrained with the objective reconstruction by can_jax" in text
+
+
 @pytest.mark.parametrize(
     ("level_tokens", "arrays"),
     [("all", {"decoder_pos_embed"}), ("visible", {"decoder_embed.bias", "decoder_pos_embed"})],
