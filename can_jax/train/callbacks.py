@@ -36,7 +36,7 @@ from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replace_bytes
 
-EARLY_SECONDS = 15.0  # the wait for a first status line, before one is printed early
+EARLY_SECONDS = 15.0  # from the first step to an early status line; see `Log.early`
 PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
 LINEAR_BOUND = "denoising/linear_bound"
 
@@ -194,8 +194,7 @@ class PretrainCallbacks(Log):
         return examples.images()
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the actions of the kNN probe and of the figures, each if the configuration enables
-        it."""
+        """Return the actions of the probe and of the figures that the configuration enables."""
         periodic_actions = []
         if self._times.probe_every:
             probe = PeriodicAction(self._times.probe_every, self.probe, saves_first=True)
@@ -208,11 +207,11 @@ class PretrainCallbacks(Log):
     def on_train_start(self, step: int, state: TrainState) -> None:
         """Run the evaluations that are due before the first step of this start.
 
-        A new run measures the kNN accuracy of raw pixels and of the untrained encoder; without
-        labels, it measures the geometry of the untrained features instead. It also computes how
-        much of the noise the optimal linear denoiser removes, if ``noise.linear_bound`` is set. A
-        resumed run evaluates its checkpoint if an evaluation was due at the checkpoint's step and
-        has no output.
+        A new run with a probe measures the kNN accuracy of raw pixels and of the untrained encoder.
+        Without labels, the run measures the geometry of the untrained features instead. If
+        ``noise.linear_bound`` is set, a new run also logs the fraction of the noise that the
+        optimal linear denoiser removes. A resumed run evaluates its checkpoint if an evaluation was
+        due at the checkpoint's step and has no output.
         """
         if not step:
             self._bound()
@@ -257,7 +256,7 @@ class PretrainCallbacks(Log):
 
     def picture(self, step: int, state: TrainState) -> None:
         """Draw the figure of a step, write it as a PNG file, and pass it to the experiment
-        trackers."""
+        trackers. Errors are logged as a warning."""
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:

@@ -62,7 +62,7 @@ def choose(
     found: Survey | None,
     stored: bool = False,
 ) -> list[Choice]:
-    """Set the settings that depend on devices, data and time limit, and return the chosen values.
+    """Set the settings that depend on devices, data and time limit; return the choices to print.
 
     Args:
         config: The configuration of a recipe or a run directory; changed in place.
@@ -126,7 +126,8 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
         height = width = size
         patch = patch_of(height, width)
         sides = f"the shorter image side is about {found.side} pixels" if found.side else ""
-        limit = "a CPU is slow" if devices.platform == "cpu" else "the recipes' size"
+        cpu = devices.platform == "cpu"
+        limit = f"at most {largest} pixels on a CPU" if cpu else "the image size of the recipes"
         why = sides if size < largest and sides else limit
     yield Choice("data.image_size", size, why)
     yield Choice("model.patch_size", patch, f"{height // patch} x {width // patch} patches")
@@ -214,9 +215,10 @@ def fit(
     Combinations are tried in this order:
 
     - Batches of at least `SMALLEST_BATCH`, the largest first, with the fewest microbatches and each
-      of the first three remat policies.
+      of the first three remat policies. If all batches are smaller, only the largest batch is
+      tried.
 
-    - The smallest of these batches, with more microbatches.
+    - The smallest batch of the first item, with more microbatches.
 
     - All batches, the largest first, with the fewest microbatches and the last remat policy.
 
@@ -274,7 +276,8 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
     """
     parameters = parameter_count(config)
     needed = step_bytes(config, parameters, devices.count)
-    # The step did not fit, so the estimate may be too low. Allow only 80 % of its activations.
+    # The step did not fit, so the estimate may be too low. Allow only 80 % of the memory that it
+    # assigns to activations.
     constant = constant_bytes(config, parameters, devices.count)
     limit = min(devices.memory or needed, constant + int(0.8 * (needed - constant)))
     devices = dataclasses.replace(devices, platform="gpu", memory=limit)

@@ -7,17 +7,17 @@ from can_jax.objectives.rows import normalize
 
 
 def embedding_metrics(pooled: Float[Array, "rows width"], views: int) -> dict[str, Array]:
-    """Compute metrics of the L2-normalized pooled embeddings, most of which reveal collapse.
+    """Compute metrics that describe the L2-normalized pooled embeddings and reveal their collapse.
 
     ``embedding/std`` is the standard deviation over the batch, averaged over dimensions and
     multiplied by ``sqrt(width)``. It is about 1 for embeddings spread evenly over the sphere, and 0
     if all embeddings are equal. ``embedding/gram`` is the (width, width) matrix from which
-    the logger computes the effective rank. ``embedding/alignment`` is the mean squared distance of
-    two views of an image (arXiv 2005.10242), between 0 and 4.
+    the logger computes the effective rank. ``embedding/alignment`` is the mean squared distance
+    between two views of an image (arXiv 2005.10242), from 0 to 4.
 
     Args:
         pooled: The embeddings of all views. The views of an image are consecutive rows.
-        views: The number of views of each image. With one view there is no alignment.
+        views: The number of views of each image. For one view, the alignment is omitted.
     """
     unit = normalize(pooled.astype(jnp.float32))
     rows, width = unit.shape

@@ -23,10 +23,11 @@ STACKED = "blocks/layers/"  # in the paths of parameters with a layer axis
 
 
 def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any]) -> Tree:
-    """Return the parameters in the compute dtype of their layers, gathered from their shards.
+    """Cast parameters to narrower compute dtypes, and gather them along the mesh axis `data`.
 
-    Without microbatches, the stacked parameters of the transformer blocks stay sharded, and each
-    block gathers its own parameters.
+    The stored parameters are split along `data` only if `splits_state` is True. Without
+    microbatches, the stacked parameters of the transformer blocks stay sharded, and each block
+    gathers its own parameters.
 
     Args:
         config: The resolved configuration.
@@ -45,8 +46,8 @@ def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any])
         return copied
     gathered = constrain_parameters(copied)
     if config.accumulation.microbatches > 1:
-        return gathered  # Once for all microbatches.
-    # Each block of `can_jax.models.vit` is gathered beside the computation of earlier ones.
+        return gathered  # gathered once for all microbatches
+    # `can_jax.models.vit` gathers each block while the devices compute earlier blocks.
     return jax.tree_util.tree_map_with_path(
         lambda path, a, b: a if STACKED in path_name(path) else b, copied, gathered
     )

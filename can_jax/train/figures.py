@@ -15,7 +15,7 @@ from can_jax.objectives.reconstruction import patch_statistics
 from can_jax.train.losses import forward, prepare
 from can_jax.train.step import Step, TrainState
 
-# Noise of this many times `noise.sigma_max`, and beyond, is drawn in black or white.
+# Noise values are drawn in black or white if they exceed this many times `noise.sigma_max`.
 NOISE_CONTRAST = 3.0
 
 

@@ -151,7 +151,7 @@ def _of_weights(
 
 
 def _differences(stated: Stated, variant: Variant, normalization: Facts | None) -> list[str]:
-    """Return notes on settings that arrays do not show and that differ in the weights and this run.
+    """Return notes on settings that arrays do not show and that differ between weights and run.
 
     Args:
         stated: The facts about the weights: ``gelu``, ``options``, and ``mean`` and ``std`` if

@@ -22,8 +22,8 @@ from can_jax.train.step import Step
 from can_jax.utils.errors import UserError
 
 BATCH_SIZE = 64  # images per device
-EXAMPLES = 2000  # the most queries whose geometry is measured
-PIXELS = 64  # maximum side of an image whose pixels are the features
+EXAMPLES = 2000  # the maximum number of examples whose geometry is measured
+PIXELS = 64  # the maximum side of the images whose pixels are features
 WITHOUT = "to train without the probe, set config.probe.every_steps=0"
 
 
@@ -41,8 +41,8 @@ class KnnProbe:
         mesh: The device mesh on which features are computed.
 
     Raises:
-        UserError: The queries or the bank have no labeled images, or the queries have classes that
-            the training split lacks.
+        UserError: A split does not exist or has no labels, or the queries have classes that the
+            training split lacks.
     """
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
@@ -70,7 +70,7 @@ class KnnProbe:
         """Return the kNN accuracy in percent, and `geometry` metrics of the query features.
 
         The keys of the dict are ``probe/knn`` and the keys of `geometry` with the prefix
-        ``probe/``.
+        ``probe/``. Collective: every process must call this.
         """
         parts = self._features(self._encoder, state)
         measured = geometry(*parts[1])
@@ -78,7 +78,10 @@ class KnnProbe:
         return {"probe/knn": accuracy} | {f"probe/{name}": v for name, v in measured.items()}
 
     def on_pixels(self) -> float:
-        """Return the kNN accuracy of raw pixels in percent, a baseline for the encoder."""
+        """Return the kNN accuracy of raw pixels in percent, a baseline for the encoder.
+
+        Collective: every process must call this.
+        """
         parts = self._features(self._pixels, None)
         return knn_accuracy(*parts[0], *parts[1], **self._options)
 

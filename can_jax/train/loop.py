@@ -101,7 +101,7 @@ class Loop:
         logger: The logger of metrics and status lines.
         callbacks: The callbacks, which include the periodic evaluations.
         stopping: The handler of signals that ask the job to stop, such as SIGTERM.
-        watchdog: The timer that ends the process if no step completes for too long.
+        watchdog: The timer that prints thread stacks and ends a command if steps stop completing.
         replicas: The check that replicated arrays are equal on all devices; None if
             ``check_replicas`` is False.
         progress: The progress of the run, initially at the step from which it starts or resumes.
@@ -146,8 +146,8 @@ class Loop:
             step is usually below ``total``.
 
         Raises:
-            UserError: Training diverged, replicated arrays differ between devices, or checkpoints
-                cannot be written.
+            UserError: Training diverged, replicated arrays differ between devices, checkpoints
+                cannot be written, or another run has taken over the directory.
         """
         config, clock, report = self.step.config, StepClock(), self.logger.report
         self._started = time.perf_counter() - self.progress.seconds

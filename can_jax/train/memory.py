@@ -20,7 +20,7 @@ from can_jax.train.network import abstract_network
 STORED_BYTES = 12  # per parameter: its value and two moments, in float32
 AVERAGE_BYTES = 4  # per parameter: its moving average, with `optimizer.ema_decay`
 PASSING_BYTES = 4  # per parameter: its copy for the computation and its gradient, in 16 bits
-# The step's bytes of activations, divided by those of the formula, by remat policy.
+# For each remat policy, the activation bytes of a step divided by those of the formula.
 FACTORS = {"none": 1.0, "dots": 0.6, "dots_no_batch": 0.6, "full": 0.15}
 PIXEL_BYTES = 24  # per value of a view: the crop, its augmentation, noise, targets
 FIXED = 2**29  # bytes of the program, its libraries and fragmentation

@@ -13,7 +13,7 @@ more forward pass of the encoder.
 
 `accumulation.negatives='microbatch'` needs no extra forward pass, but compares each row only with
 its own microbatch. With microbatch negatives, BatchNorm also normalizes over one microbatch, so the
-loss differs from that of the paper.
+loss differs from that of the CAN paper.
 """
 
 from typing import Any, NamedTuple
@@ -136,8 +136,8 @@ class _Run(NamedTuple):
         return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
     def with_all_negatives(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
-        """Compute the gradients of the whole batch in microbatches, with GradCache for related
-        rows."""
+        """Compute the gradients of the whole batch in microbatches, with GradCache for objectives
+        that relate rows."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
         parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
         settings = self.settings(related=True)

@@ -54,8 +54,8 @@ def abstract_network(config: ConfigDict) -> can.CAN:
 
 
 def encoder_network(config: ConfigDict) -> can.CAN:
-    """Return the network of a configuration without heads, with `jax.ShapeDtypeStruct` in place of
-    arrays."""
+    """Return the network of a configuration, but without its heads and with `jax.ShapeDtypeStruct`
+    in place of arrays."""
     return nnx.eval_shape(lambda: can.CAN(config, {}, nnx.Rngs(0)))
 
 

@@ -22,10 +22,10 @@ from can_jax.utils.files import read_json, replace_text
 
 FILE = "time_used.json"
 FIRST_DECISION = 3  # steps before the first estimate, since the first step is slow
-SHARE = 1 / 200  # the interval of decisions as a fraction of the run's time
+SHARE = 1 / 200  # the interval between estimates, as a fraction of the time limit
 SHORTEST, LONGEST = 2.0, 60.0  # the bounds of that interval in seconds
 EXIT_SECONDS = 2.0  # reserved for the exit of the process
-LAST_STEPS = 20  # the maximum steps in which the schedule ends if the time is already over
+LAST_STEPS = 20  # the maximum number of further steps if the time is already over
 
 
 class Used(NamedTuple):
@@ -78,7 +78,8 @@ class Pace:
     """The estimate of the last step of a timed run, and the run's schedule position.
 
     Attributes:
-        total: The estimated last step; `MOST_STEPS` before the first estimate.
+        total: The estimated last step, or the stored last step of a run that has reached it;
+            `MOST_STEPS` before the first estimate.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Pace:
         return np.float32(position + (TIMED_STEPS - position) * max(share, 0.0))
 
     def state(self, step: int) -> dict[str, float]:
-        """Return the JSON values in the checkpoint of ``step``, from which a resumed run
+        """Return the JSON values that the checkpoint of ``step`` stores, from which a resumed run
         continues."""
         return {"position": float(self.position(step)), "allowed": self._allowed}
 
@@ -153,8 +154,8 @@ class Pace:
             paused: The total seconds so far for which training was paused, for example by
                 evaluations.
             evaluation: The longest time in seconds that the evaluations of one step took in this
-                start. As much is reserved for those after the last step, and more if the machine
-                has become slower.
+                start. The estimate reserves this time for the evaluations after the last step, and
+                more if the machine has become slower.
         """
         if self._fixed or step < self._next or step >= self.total:
             return

@@ -65,6 +65,8 @@ def pretrain(
 ) -> None:
     """Pretrain a model, and resume if the run directory holds a checkpoint.
 
+    Collective: every process must call this.
+
     Args:
         config: The configuration of a recipe, not yet resolved.
         workdir: The run directory, created if missing.
@@ -277,7 +279,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Check that the batch can be split evenly over the devices and the microbatches.
 
     Raises:
-        UserError: The batch size is not a multiple of devices times microbatches.
+        UserError: The batch size is not a multiple of `batch_shards` times microbatches.
     """
     devices, parts = batch_shards(mesh), config.accumulation.microbatches
     unit = devices * parts

@@ -8,7 +8,7 @@ from can_jax.data.pipeline.batch import Batch
 
 
 def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
-    """Return two random keys, for initializing the parameters and for the training steps."""
+    """Return two random keys: one to initialize the parameters, and one for the training steps."""
     return jax.random.split(jax.random.key(seed))
 
 

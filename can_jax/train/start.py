@@ -75,8 +75,8 @@ def first_step(checkpoints: Checkpointer, times: RunLength, workdir: epath.Path)
     Collective: every process must call this.
 
     Raises:
-        UserError: The checkpoint is from a step after the end of this run, or all checkpoints are
-            damaged.
+        UserError: The checkpoint is from a step after the end of this run, all checkpoints are
+            damaged, or a checkpoint cannot be read.
     """
     done = checkpoints.latest_valid_step() or 0
     if done > times.total:
@@ -113,7 +113,8 @@ def restore_or_begin(
         restored step is below ``first`` if only an earlier checkpoint matches the model.
 
     Raises:
-        UserError: No checkpoint matches the model, or the seed, batch size or data differs.
+        UserError: No checkpoint matches the model; the seed, batch size or data differs; or the
+            weights of ``init_from`` cannot be used.
     """
     if not first:
         with section("initializing the state", timeout):

@@ -169,7 +169,9 @@ class Step:
     def train(
         self, state: TrainState, batch: Batch, position: Float[Array, ""] | None = None
     ) -> tuple[TrainState, Metrics]:
-        """Take one step; skip and count the update if one of its values is not finite.
+        """Take one step; if the loss, gradient or update is not finite, skip the update.
+
+        The returned state counts skipped updates.
 
         Args:
             state: The train state.
