@@ -63,6 +63,10 @@ def measure_variants(
             available.
         left: A function that returns how many seconds remain for the benchmark. Measurements are
             skipped once no time remains.
+
+    Raises:
+        UserError: A changed setting is invalid; or ``peers`` is True, but PyTorch is not installed
+            or a setting has no counterpart in the PyTorch baseline.
     """
     if peers:
         variants = {**variants, SAME_WORK: PEER_WORK}

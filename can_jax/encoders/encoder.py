@@ -199,7 +199,11 @@ def load_encoder(
     step: Any = None,
     batch_size: Any = 256,
 ) -> Encoder:
-    """Implement `can_jax.load`: check all arguments, and open the pretrained encoder."""
+    """Implement `can_jax.load`: check all arguments, and open the pretrained encoder.
+
+    Raises:
+        UserError: An argument is invalid, or the weights cannot be read.
+    """
     location = checked_path(path)
     image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
     step, batch_size = map(_plain, (step, batch_size))

@@ -246,7 +246,12 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs with the transformers class for the exported contents."""
+    """Compute the outputs with the transformers class for the exported contents.
+
+    Raises:
+        UserError: An array is missing, unexpected, or has a wrong shape; or the pooler of an
+            encoder does not return the class token.
+    """
     import torch
 
     with torch.no_grad():

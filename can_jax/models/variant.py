@@ -18,7 +18,7 @@ OPTIONS: dict[str, Key] = {
     "position_grid": Key(
         None, Several(Whole(1, 2**15), length=2),
         "The (height, width) of the grid of learned position embeddings, in patches; by default, "
-        "the grid of the images. The embeddings are resized to images with another grid.",
+        "the grid of the images. The embeddings are resized for images with another grid.",
     ),
     "registers": Key(
         0, Whole(0, 1024),

@@ -120,8 +120,8 @@ def complete(
 def _with_gelu(weights: Weights, given: str | None) -> Weights:
     """Return weights whose options have the form of GELU that the caller or the files state.
 
-    An encoder with a norm before its blocks, such as CLIP's, can have the exact form or QuickGELU.
-    The arrays do not show which, so the caller or a file must state the form of such an encoder.
+    An encoder with a LayerNorm before its blocks, such as CLIP's, can have the exact form or
+    QuickGELU. The arrays do not show which, so the caller or a file must state its form.
     """
     options, stated = weights.facts["options"], weights.facts.get("gelu") is not None
     ours = options.get("gelu", PLAIN.gelu)
@@ -132,12 +132,13 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
     if given is None and not stated and options.get("pre_norm"):
         if reason := weights.keys.get("gelu"):
             raise UserError(
-                f"{reason}: set quick as in the training, or exact as in timm ({_how('gelu')})"
+                f"{reason}: set gelu to quick as in the training, or to exact as in timm "
+                f"({_how('gelu')})"
             )
         raise UserError(
-            "no file states the activation of this encoder, which has a norm before its blocks "
-            "like CLIP's: use a folder with its config.json, or set quick for the models of "
-            f"OpenAI, MetaCLIP and DFN, and exact for those of OpenCLIP ({_how('gelu')})"
+            "no file states the activation of this encoder, which has a LayerNorm before its "
+            "blocks as in CLIP: use a folder with config.json, or set gelu to quick for the models "
+            f"of OpenAI, MetaCLIP and DFN, and to exact for those of OpenCLIP ({_how('gelu')})"
         )
     if stated or given is None:
         return weights
@@ -159,8 +160,8 @@ def _complete(
         contract = arrays.get("blocks.0.mlp.fc2.weight")
         if contract is not None and contract.shape != (facts["width"], 4 * facts["width"]):
             raise UserError(
-                f"blocks.0.mlp.fc2.weight has shape {contract.shape}: MLPs four times as wide as "
-                f"the encoder, whose width is {facts['width']}, and without a gate are required"
+                f"blocks.0.mlp.fc2.weight has shape {contract.shape}: an MLP without a gate, with "
+                f"{4 * facts['width']} hidden units (4 times the width of the encoder), is required"
             )
     if "image_size" not in facts:
         if OWN not in arrays:
@@ -187,7 +188,7 @@ def _complete(
     if guessed:
         warnings += (
             f"{weights.place} does not state {' and '.join(guessed)} of its images, so ImageNet's "
-            f"{' and '.join(str(IMAGENET[name]) for name in guessed)} are used; to set others: "
+            f"{' and '.join(str(IMAGENET[name]) for name in guessed)} are used; to change them: "
             f"{_how(guessed[0])}",
         )
     return weights._replace(facts={**stated, **facts}, warnings=warnings)

@@ -12,7 +12,8 @@ from can_jax.weights.layouts import Arrays
 from can_jax.weights.library_configs import EXACT, FORMS, Stated
 from can_jax.weights.torch_layout import encoder_names
 
-CLIP_EPS = 1e-5  # The epsilon of encoders with a norm before their blocks, unless a file states it.
+# The epsilon of encoders with a LayerNorm before their blocks, unless a file states the epsilon.
+CLIP_EPS = 1e-5
 QKV_BIAS, EMBED_BIAS = "blocks.{}.attn.qkv.bias", "patch_embed.proj.bias"
 # Facts that are compared with the arrays, which determine them.
 COMPARED = ("qkv_bias", "layer_scale", "qk_norm", "pre_norm", "registers")
@@ -83,7 +84,7 @@ def _add_biases(arrays: Arrays, depth: int, stated: Stated, pre_norm: bool) -> N
     """Add zeros for absent biases, so that all encoders have the same arrays.
 
     The biases of queries, keys and values are added if no block has them. A bias of the patch
-    embedding is added if a norm follows the embedding.
+    embedding is added only for the option ``pre_norm``.
 
     Raises:
         UserError: The arrays contradict a stated ``qkv_bias``.

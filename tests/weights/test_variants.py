@@ -169,7 +169,7 @@ def test_learned_positions_are_resized(tmp_path):
         ),
         ({"cls_token": None}, "the weights have no cls_token: encoders without a class token"),
         ({"cls_token": np.ones(1)}, r"cls_token has shape \(1,\), but this encoder has the width"),
-        ({"blocks.0.mlp.fc2.weight": np.ones((24, 64))}, "MLPs four times as wide as the encoder"),
+        ({"blocks.0.mlp.fc2.weight": np.ones((24, 64))}, "an MLP without a gate, .* is required"),
         ({"pos_embed": np.zeros((1, 17, 24))}, "pos_embed holds zeros"),
         ({"blocks.1.ls2.gamma": None}, r"the weights have no blocks\.1\.ls2\.gamma"),
         ({"blocks.1.attn.qkv.bias": None}, r"the weights have no blocks\.1\.attn\.qkv\.bias"),
