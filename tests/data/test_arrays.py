@@ -78,10 +78,20 @@ def test_shards_that_number_the_same_classes_differently(tmp_path):
     source = open_arrays(str(tmp_path), "train", 3)
     assert source.labels.tolist() == [0, 1, 2] and source.label_names == ("a", "b", "c")
     np.savez(tmp_path / "train-1.npz", images=images(1), labels=[1], label_names=["c"])
-    with pytest.raises(UserError, match="some label has no name of its own"):
+    with pytest.raises(UserError, match="some label of this shard has no name of its own"):
         open_arrays(str(tmp_path), "train", 3)
     np.savez(tmp_path / "train-1.npz", images=images(2), labels=[0, 1], label_names=["c", "c"])
-    with pytest.raises(UserError, match="train-1.npz.* some label has no name of its own"):
+    with pytest.raises(UserError, match="train-1.npz.* some label of this shard has no name"):
+        open_arrays(str(tmp_path), "train", 3)
+
+
+@pytest.mark.parametrize("named", [{"label_names": ["a", "b"]}, {}])
+def test_label_without_a_name_does_not_become_a_class_of_another_shard(named, tmp_path):
+    np.savez(tmp_path / "train-0.npz", images=images(1), labels=[0], label_names=["a", "b"])
+    np.savez(tmp_path / "train-1.npz", images=images(2), labels=[1, 2], **named)
+    assert open_arrays(str(tmp_path), "train", 3).labels.tolist() == [0, 1, 2]
+    np.savez(tmp_path / "train-2.npz", images=images(1), labels=[0], label_names=["c"])
+    with pytest.raises(UserError, match="train-1.npz: the shards differ in label_names"):
         open_arrays(str(tmp_path), "train", 3)
 
 

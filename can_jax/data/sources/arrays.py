@@ -81,21 +81,23 @@ def one_numbering(
         The new labels of each file, and the names of all classes.
 
     Raises:
-        UserError: The files have different class names, and in one of them a label has no name or
-            shares its name with another label.
+        UserError: The files have different class names, and in one of them a label has no name, or
+            two labels have the same name.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
     new_label = {name: i for i, name in enumerate(union)}
     renumbered = []
     for shard, own_labels, own in zip(shards, labels, names, strict=True):
-        if own and own != first:
+        own = own or first
+        if own != first or len(union) > len(first):
             nameless = own_labels.max(initial=-1) >= len(own)
             if nameless or any(len(set(each)) < len(each) for each in (own, first)):
                 raise UserError(
-                    f"{shard}: label_names differ from those of another shard, and some label has "
+                    f"{shard}: the shards differ in label_names, and some label of this shard has "
                     "no name of its own: give each label a different name in every shard"
                 )
+        if own != first:
             table = np.array([new_label[name] for name in own], np.int32)
             own_labels = np.where(own_labels >= 0, table[own_labels], -1)
         renumbered.append(own_labels)
