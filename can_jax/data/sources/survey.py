@@ -1,12 +1,11 @@
 """A quick survey of a data set: its kind, and the number and size of its images."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from can_jax.data.decoding.open_image import open_image
-from can_jax.data.sources.arrays import shards_of_split
+from can_jax.data.sources.arrays import existing_root, shards_of_split
 from can_jax.data.sources.detect import MOST, kind_of
 from can_jax.data.storage.reading import open_random
 from can_jax.utils.archives import npz_shapes
@@ -59,7 +58,7 @@ def survey(path: str, split: str = "train") -> Survey:
 def _of_arrays(path: str, split: str) -> Survey:
     """Return the survey of the npz files of a split, from the headers of their arrays."""
     images, labeled, shape = 0, True, (0, 0)
-    for shard in shards_of_split(Path(path), split):
+    for shard in shards_of_split(existing_root(path), split):
         shapes = npz_shapes(shard)
         if len(shapes.get("images", ())) != 4:
             raise UserError(f"{shard} has no array 'images' of shape (n, height, width, channels)")
