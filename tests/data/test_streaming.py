@@ -81,14 +81,33 @@ def test_each_epoch_shows_every_example_once_and_goes_on_anywhere(
 
 
 def test_another_number_of_processes_begins_the_next_epoch(caplog):
-    assert resumed([[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]], 1, 2) == (4, 0, 0, 9)
-    assert resumed([[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]], 0, 3) == (5, 0, 0, 0)
-    assert "is from 2 processes, but this run has 3: streaming resumes at epoch 5" in caplog.text
-    assert resumed(None, 0, 1) == START
+    states = [[9, 1, 3, 1, 2, 4, 1, 2], [9, 0, 4, 0, 0, 9, 0, 2]]
+    assert resumed(states, [0, 2], 1, 2) == (4, 0, 0, 9)
+    assert resumed(states, [0, 3], 0, 3) == (5, 0, 0, 0)
+    assert "among 2 processes, but this run among 3" in caplog.text
+    assert "streaming resumes at epoch 5" in caplog.text
+    assert resumed(None, [0, 1], 0, 1) == START
+
+
+def test_processes_that_load_the_same_rows_resume_at_the_same_position(caplog):
+    """A mesh can divide the same number of processes otherwise than that of the checkpoint."""
+    apart = [[9, 0, 3, 1, 2, process, process, 4] for process in range(4)]
+    for process in range(4):
+        assert resumed(apart, [process // 2, 2], process, 4) == (4, 0, 0, 0)
+    paired = [[9, 0, 3, 1, 2, process // 2, process // 2, 2] for process in range(4)]
+    for process in range(2):
+        assert resumed(paired, [process, 2], process, 2) == (3, 1, 2, process)
+
+
+def test_position_of_an_older_version_is_that_of_its_process(caplog):
+    states = [[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]]
+    assert resumed(states, [0, 2], 1, 2) == (4, 0, 0, 9)
+    assert resumed(states, [0, 1], 1, 2) == resumed(states, [1, 2], 2, 4) == (5, 0, 0, 0)
 
 
 def test_run_that_has_not_streamed_before_starts_at_the_first_epoch(caplog):
-    assert resumed([[9, 1], [9, 0]], 1, 2) == resumed([[9, 1], [9, 0]], 0, 3) == START
+    states = [[9, 1], [9, 0]]
+    assert resumed(states, [1, 2], 1, 2) == resumed(states, [0, 3], 0, 3) == START
     assert "has not streamed its data before: streaming starts at epoch 0" in caplog.text
 
 

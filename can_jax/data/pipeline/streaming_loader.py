@@ -9,9 +9,9 @@ loader of indexed data, the streaming loader guarantees less about the order of 
 - Examples are shuffled within windows of `data.window` examples. The examples of a window come
   alternately from `data.shards_at_once` shards, so classes mix even if each shard holds one class.
 
-- A run resumed with the same number of processes reads the same stream as an uninterrupted run. If
-  the number of processes has changed, all processes start at the beginning of the next epoch and
-  log a warning.
+- A resumed run reads the stream of an uninterrupted run if it divides the shards among the same
+  number of processes. Processes that load the same rows of a batch count as one. If the number has
+  changed, all processes start at the beginning of the next epoch and log a warning.
 
 - An image that cannot be decoded is replaced by another image of its chunk or its window.
 """
@@ -226,9 +226,10 @@ class StreamingLoader(Loader):
         states: States | None = None,
     ):
         process, processes = jax.process_index(), jax.process_count()
-        start = resumed(states, process, processes)
-        self._last = np.array(start, np.int64)
         share = slice_of_process(mesh, config.batch_size)
+        self._share = [share.index, share.count]
+        start = resumed(states, self._share, process, processes)
+        self._last = np.array(start, np.int64)
         views = RandomViews.from_config(config)
         steps = first_step, total_steps
         dataset = _batches(config, source, views, steps, share, start)
@@ -251,29 +252,43 @@ class StreamingLoader(Loader):
 
     @property
     def place(self) -> list[int]:
-        """The position in the stream after the most recently returned batch, as a `Place`."""
-        return self._last.tolist()
+        """The position in the stream after the most recently returned batch, as a `Place`, followed
+        by the index and the number of the slices that divide the shards."""
+        return self._last.tolist() + self._share
 
 
-def resumed(states: States | None, process: int, processes: int) -> tuple[int, ...]:
-    """Return the stream position at which a process resumes, given the states of all processes from
-    the checkpoint.
+def resumed(
+    states: States | None, share: list[int], process: int, processes: int
+) -> tuple[int, ...]:
+    """Return the stream position at which a process resumes.
 
-    If the number of processes has changed, all processes start at the epoch after that of the most
+    If the number of slices has changed, all processes start at the epoch after that of the most
     advanced process. If the checkpoint has no stream position, because the run read its data by
     random access, the stream starts at epoch 0.
+
+    Args:
+        states: The states of all processes in the checkpoint; None for a new run.
+        share: The index of this process's `ProcessSlice`, and the number of distinct slices.
+        process, processes: The index of this process, and the number of processes.
     """
     if not states:
         return START
     if len(states[0]) == 2:
         logging.warning("the run has not streamed its data before: streaming starts at epoch 0")
         return START
-    if len(states) == processes:
-        return tuple(states[process][2:])
+    if len(states[0]) == 6:  # written by an older version, which did not store the slice
+        divided = len(states)
+        own = states[process] if divided == processes == share[1] else None
+    else:
+        divided = states[0][7]
+        own = next((state for state in states if state[6:] == share), None)
+    if own is not None:
+        return tuple(own[2:6])
     epoch = max(state[2] for state in states) + 1
     logging.warning(
-        "the checkpoint is from %d processes, but this run has %d: streaming resumes at epoch %d",
-        len(states), processes, epoch,
+        "the checkpoint divides the shards among %d processes, but this run among %d (processes "
+        "that load the same rows count as one): streaming resumes at epoch %d",
+        divided, share[1], epoch,
     )  # fmt: skip
     return (epoch, 0, 0, 0)
 
