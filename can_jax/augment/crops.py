@@ -40,7 +40,7 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
             factor, tf.uint64
         )
     mixed = tf.bitwise.bitwise_xor(mixed, shifted(mixed, 31))
-    return tf.cast(shifted(mixed, 40), tf.float32) * 2.0**-24  # 24 bits fill a float32
+    return tf.cast(shifted(mixed, 40), tf.float32) * 2.0**-24  # float32 has 24 bits of precision
 
 
 def mix_key(seed: int) -> int:

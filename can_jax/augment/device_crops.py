@@ -92,7 +92,7 @@ def crop(
     """
     vertical = _interpolation(box[0], box[2], image.shape[0], size[0])
     horizontal = _interpolation(box[1], box[3], image.shape[1], size[1])
-    # Accelerators would otherwise round the weights to ten bits.
+    # Accelerators would otherwise round both factors to bfloat16 or TF32.
     pixels = jnp.einsum(
         "ih,hwc,jw->ijc", vertical, image.astype(jnp.float32), horizontal, precision="highest"
     )

@@ -39,7 +39,7 @@ def mix_group(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Mix each image and its target with those at the mirrored index, for example first with last.
+    """Mix each image and its target with those at the mirrored index (the first with the last).
 
     Mixup blends two images; CutMix pastes a box of one image into another. If both methods are
     enabled, one is chosen at random with equal probability. All images of the group have the same

@@ -106,8 +106,8 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
     value = image.max(axis=0)
     chroma = value - image.min(axis=0)
     divisor = jnp.where(chroma > 0, chroma, 1.0)
-    # The largest channel is not selected by `value == red`, since the compiler may compute the two
-    # separately, with different rounding. Where two channels tie, their formulas agree.
+    # The largest channel is not selected by `value == red`, since the compiler may compute `red`
+    # twice, with different rounding. Where two channels tie, their formulas agree.
     sixths = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) / divisor,
@@ -137,7 +137,7 @@ def color_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Im
             blends.append(parts(jax.random.uniform(draw, minval=low, maxval=1 + strength)))
     if blends:
         ordered = jax.random.permutation(order_key, jnp.stack(blends))
-        # The hue comes before a random one of the others, or last: all orders are equally likely.
+        # The hue change gets a random index among the operations, so all orders are equally likely.
         hue_index = jax.random.randint(hue_index_key, (), 0, len(blends) + 1) if settings.hue else 0
         unchanged = jnp.array([1.0, 0.0, 0.0])  # weights with which `blend` changes nothing
     if settings.hue:

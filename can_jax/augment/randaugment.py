@@ -130,7 +130,7 @@ def cubic(fraction: Float[Array, "height width"]) -> tuple[Float[Array, "height 
 def moved(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, " channels"]) -> Image:
     """Warp an image by an affine map, with bicubic interpolation as in Pillow.
 
-    Pixels beyond the border have the values of the border.
+    For interpolation near the border, the border pixels are repeated outward.
 
     Args:
         image: An image with values in [0, 1].
