@@ -248,7 +248,7 @@ def test_activation_of_clip_comes_from_the_configuration_of_timm(tmp_path):
     assert gelu_of(plain_name, "laion2b") == gelu_of(plain_name, "openai_ft_in1k") == "exact"
     assert gelu_of(plain_name, "openai", "quick") == "quick"
     message = "clip_224.openai was trained with QuickGELU, but timm computes the exact form: set "
-    with pytest.raises(UserError, match=message + "quick as in the training, or exact as in timm"):
+    with pytest.raises(UserError, match=message + "gelu to quick as in the training, or to exact"):
         gelu_of(plain_name, "openai")
     with pytest.raises(UserError, match=r"gelu=exact: the weights have quick \(config.json: arch"):
         gelu_of(quick_name, "openai", "exact")
