@@ -119,8 +119,8 @@ def embed(
 
     Raises:
         UserError: The output exists, has an unknown suffix, cannot be written, or is being written
-            by another process; the data cannot be read or has several splits; too many images are
-            undecodable; or stored parts come from other settings.
+            by another process; the data cannot be read; ``split`` is None and the data has several
+            splits; too many images are undecodable; or stored parts come from other settings.
     """
     check_output(output)
     name = chosen_split(data, split)

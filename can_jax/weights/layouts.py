@@ -77,7 +77,8 @@ def to_huggingface(arrays: Arrays, *, with_decoder: bool, dinov2: bool = False) 
     Args:
         arrays: The arrays under MAE's names. Arrays that the target model lacks are dropped.
         with_decoder: Whether to include the decoder, for `ViTMAEForPreTraining`.
-        dinov2: Whether to use the names of `Dinov2Model` and `Dinov2WithRegistersModel`.
+        dinov2: Whether to use the names of `Dinov2Model` and `Dinov2WithRegistersModel`. If absent,
+            their mask token is added as zeros, and their LayerScale parameters as ones.
     """
     names = HUGGINGFACE
     if dinov2:
