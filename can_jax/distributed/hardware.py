@@ -1,4 +1,4 @@
-"""Peak FLOP/s, memory and bandwidth of a device, from its data sheet or measured.
+"""Peak FLOP/s, memory and bandwidth of devices by their data sheets, and measured FLOP/s.
 
 A device is a chip, except on TPU v2 and v3, where JAX treats each of a chip's two cores as a
 device.

@@ -1,5 +1,4 @@
-"""The copy of the parameters, in the compute dtype, with respect to which a train step
-differentiates.
+"""A copy of the parameters in the compute dtype; a train step differentiates with respect to it.
 
 By default, each layer casts its parameters to its compute dtype when it uses them. A train step
 instead casts the parameters of all linear layers once, before it differentiates. If the compute

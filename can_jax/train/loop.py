@@ -247,8 +247,8 @@ class Loop:
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
                 f"at step {step}, {difference}: that device or its memory is faulty. Exclude the "
-                "device and re-run the command, which resumes from the last checkpoint, in which "
-                "all copies are equal"
+                "device and re-run the command to resume from the last checkpoint, which passed "
+                "this check"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
