@@ -21,7 +21,7 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-CHUNK = 64  # the maximum images of a chunk, enough to make its fixed cost negligible
+CHUNK = 64  # the maximum number of images in a chunk; with 64, its fixed cost is negligible
 
 # Maps (position, attempt), with attempts from 1 on, to the example to try instead.
 Replacement = Callable[[int, int], int]

@@ -110,7 +110,8 @@ class ShardStream:
         Args:
             seed: The seed of the order of the shards and of the shuffling within windows.
             window: The number of examples in a shuffle window.
-            process, processes: The index of this process, and the number of processes.
+            process, processes: The index of this process among those that load different rows, and
+                the number of these processes.
             place: The position in the stream at which to start, as a `Place`.
 
         Raises:

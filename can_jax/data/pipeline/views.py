@@ -46,7 +46,8 @@ class Views(abc.ABC):
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """Return the views of an encoded image as a uint8 tensor of the shape ``self.shape``.
 
-        Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
+        Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image, or the
+        image has more than ``max_pixels`` pixels.
         """
 
     def _header(self, encoded: Any) -> tuple[Any, Any]:
@@ -93,7 +94,8 @@ class CenterView(Views):
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """Return the view of an encoded image as a uint8 tensor of the shape ``self.shape``.
 
-        Evaluating the view raises a TensorFlow error if TensorFlow cannot decode the image.
+        Evaluating the view raises a TensorFlow error if TensorFlow cannot decode the image, or the
+        image has more than ``max_pixels`` pixels.
         """
         _, turn = self._header(encoded)
         image = native_pixels(encoded, self.channels, value_range=self.value_range)
@@ -157,7 +159,8 @@ class RandomViews(Views):
         a crop smaller than its view. Other images are decoded at their full resolution, and so are
         all images for bicubic crops.
 
-        Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
+        Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image, or the
+        image has more than ``max_pixels`` pixels.
         """
         tf = tensorflow()
         size, turn = self._header(encoded)
