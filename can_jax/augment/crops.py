@@ -69,8 +69,8 @@ def random_boxes(
     from ``aspect``. If the box does not fit into the image, its area and its ratio are redrawn.
     After `ATTEMPTS` draws, the largest centered box with a ratio in ``aspect`` is used.
 
-    With ``fit="clamp"``, a box is drawn once, and its sides are cut to those of the image. BYOL's
-    code and MAE's linear probe do this.
+    With ``fit="clamp"``, a box is drawn once, and its sides are limited to the sides of the image.
+    BYOL's code and MAE's linear probe do this.
 
     Args:
         seed: The seed of the run.
@@ -79,7 +79,7 @@ def random_boxes(
         views: The number of boxes per position.
         area: The smallest and largest area of a box, as fractions of the image area.
         aspect: The smallest and largest width-to-height ratio of a box.
-        fit: What to do with a box that exceeds the image: ``redraw`` or ``clamp``.
+        fit: The handling of a box that exceeds the image: ``redraw`` or ``clamp``.
 
     Returns:
         The boxes (top, left, height, width) in whole pixels, a float32 tensor (..., views, 4).

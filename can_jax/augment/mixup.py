@@ -20,7 +20,7 @@ def mix(
 
     Each group draws its own method and mixing ratio. In MAE's code, each GPU draws a method and a
     ratio for its own 32 images. A batch whose size is not a multiple of `GROUP` is one group.
-    Arguments and result are those of `mix_group`.
+    For the arguments and the result, see `mix_group`.
     """
     if not (mixup or cutmix):
         return images, targets

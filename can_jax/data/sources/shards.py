@@ -35,7 +35,7 @@ KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # the `kind` of shard for
 IMAGE_KEY, LABEL_KEY = "image/encoded", "image/class/label"  # the default features of TFRecords
 SCAN_THREADS = 16
 NAMED = 3  # damaged shards that a message names
-FIRST_RECORDS = 16  # the first records, at least one of which must hold an image
+FIRST_RECORDS = 16  # the number of first records of which at least one must hold an image
 
 
 def open_tfrecord(
