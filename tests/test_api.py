@@ -139,6 +139,11 @@ def test_path_that_cannot_be_one_is_refused(path):
             call()
 
 
+def test_unknown_format_of_an_export_is_refused_with_the_formats(tmp_path):
+    with pytest.raises(UserError, match="--format=pickle: choose one of timm, huggingface"):
+        can_jax.export_encoder("run", "pickle", tmp_path / "export")
+
+
 @pytest.mark.slow
 def test_plan_of_a_run():
     config = small_config()

@@ -61,6 +61,8 @@ def export_run(
     if output.exists():
         raise UserError(f"--output={output} already exists: remove it, or set another directory")
     check_directory(output, "--output=")
+    if format not in FORMATS:
+        raise UserError(f"--format={format}: choose one of {', '.join(FORMATS)}")
     repository = Repository(push) if push else None
     model = open_model(checkpoint, given)
     contents = contents or ("encoder" if model.head is None else CLASSIFIER)
