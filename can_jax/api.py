@@ -37,17 +37,16 @@ def load(
         path: A run directory, one of its checkpoints, an export, a Hugging Face or timm folder, a
             file of weights, or the name of an installed encoder: ``can-cifar10``.
         image_size: The size of the input images in pixels: one side for square images, or (height,
-            width). Defaults to the image size of pretraining.
+            width). Defaults to the image size of pretraining, and is required if no file states it.
         heads: The number of attention heads of the encoder, required only if neither the files nor
             the width and depth of the ViT determine it.
         gelu: The form of the GELU activation: ``exact``, ``tanh`` or ``quick``. It is required for
-            encoders of CLIP without a configuration file.
+            an encoder of CLIP if no file states the form.
         mean: The mean that normalizes images with values in [0, 1]: one number, or one for each
-            channel. By default, the mean is read from the weight files; if they hold none,
-            ImageNet's mean is used, with a warning.
-        std: The standard deviation that normalizes images: one number, or one for each channel. By
-            default, the standard deviation is read from the weight files; if they hold none,
-            ImageNet's is used, with a warning.
+            channel. By default, the mean is read from the files; if they state none, images of
+            three channels use ImageNet's mean, with a warning.
+        std: The standard deviation that normalizes images with values in [0, 1]: one number, or one
+            for each channel. The default is chosen as for ``mean``.
         step: The step of the checkpoint to load from a run directory. By default, the latest valid
             checkpoint is loaded.
         batch_size: The maximum number of images in a forward pass, summed over all devices. A batch
@@ -88,15 +87,17 @@ def pretrain(
     Collective: every process must call this.
 
     Args:
-        config: The configuration of the run, as returned by ``get_config()`` of a recipe.
+        config: The configuration of the run, such as the return value of ``get_config()`` in a
+            recipe.
         workdir: The run directory, created if missing; a local path, or a URL such as ``gs://…``.
-        allow_changes: The settings that may change when a run resumes: any of ``seed``,
-            ``batch_size`` and ``data``; none by default. The mesh and other settings that do not
-            affect the results may always change.
+        allow_changes: The protected settings that this resume may change: any of ``seed``,
+            ``batch_size`` and ``data``; none by default. Settings that are not protected, such as
+            the mesh and the learning rate, may always change.
 
     Raises:
-        can_jax.errors.UserError: The configuration, data or run directory is invalid.
-        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run after it saved a
+        can_jax.errors.UserError: The configuration, data or run directory is invalid, or training
+            diverged.
+        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run, which first saved a
             checkpoint.
     """
     from etils import epath
@@ -121,18 +122,20 @@ def evaluate_encoder(
     Collective: every process must call this.
 
     Args:
-        checkpoint: The path of the encoder: a run directory, an export, or a file or folder of
-            weights.
+        checkpoint: The encoder: a run directory, one of its checkpoints, an export, a file or
+            folder of weights, or ``can-cifar10``.
         config: The configuration of the evaluation, for example the return value of
             ``get_config()`` in `configs/eval/knn.py`.
         workdir: The directory to which ``results.json`` and ``report.html`` are written.
-        untrained: Whether to replace the trained weights by the random initial weights, as a
-            baseline.
+        untrained: Whether to replace the trained weights by random initial weights, as a baseline.
         step: The step of the checkpoint to evaluate, if ``checkpoint`` is a run directory. By
             default, the latest valid checkpoint is evaluated.
 
     Raises:
-        can_jax.errors.UserError: The weights, the data or the settings are invalid.
+        can_jax.errors.UserError: The weights, the data or the settings are invalid, or training
+            diverged.
+        can_jax.errors.Preempted: A signal such as SIGTERM stopped a protocol that trains a model.
+            The protocol first saved a checkpoint.
     """
     from etils import epath
 
@@ -165,28 +168,28 @@ def export_encoder(
     """Export weights in the format of another library; return the content of ``manifest.json``.
 
     Args:
-        checkpoint: The path of the weights to convert: a run directory, an export, or a file or
-            folder of weights.
+        checkpoint: The weights to export: a run directory, one of its checkpoints, an export, a
+            file or folder of weights, or ``can-cifar10``.
         format: The format of the export: ``timm``, ``huggingface``, ``big_vision``,
             ``safetensors``, ``stablehlo`` or ``onnx``.
         output: The path of the directory to create, which must not exist.
         contents: The part to export: ``encoder``, ``full`` (encoder and decoder) or ``classifier``.
-            Defaults to the classifier of a fine-tuned run, else to the encoder.
+            The default is ``classifier`` for a fine-tuned run, and ``encoder`` otherwise.
         step: The step of the checkpoint to export, if ``checkpoint`` is a run directory. By
             default, the latest valid checkpoint is exported.
         heads: The number of attention heads, for weights that do not determine it; see `load`.
         gelu: The form of the GELU activation, for weights that do not state it; see `load`.
-        mean: The mean that normalizes images, for weights that do not state it; see `load`.
-        std: The standard deviation that normalizes images, for weights that do not state it; see
-            `load`.
-        license: The license to state for the weights on the model card, such as ``apache-2.0``.
-        data: A description of the training data for the model card.
+        mean: The mean that normalizes images, for weights that do not state the mean; see `load`.
+        std: The standard deviation that normalizes images, for weights that do not state the
+            standard deviation; see `load`.
+        license: The license that the model card states for the weights, such as ``apache-2.0``.
+        data: The model card's description of the training data.
         push: The Hugging Face repository to which the directory is uploaded, as
             ``hf://user/name``. By default, nothing is uploaded.
 
     Raises:
-        can_jax.errors.UserError: The weights cannot be read, ``output`` exists, or the exported
-            weights cannot be verified or uploaded.
+        can_jax.errors.UserError: The weights cannot be read, an argument is invalid, ``output``
+            exists, or the exported weights cannot be verified or uploaded.
     """
     from etils import epath
 
@@ -217,8 +220,8 @@ def plan_run(
         config: The configuration of the pretraining run. The data set is not read.
         topology: The devices, such as the TPU slice ``v5e:16x16``, or ``h100:8x4`` for four hosts
             of eight GPUs.
-        slices: The number of TPU slices of this topology, connected by a slower network. For GPUs,
-            the number of hosts is multiplied by ``slices``.
+        slices: The number of TPU slices of this topology, which a slower network connects. For
+            GPUs, the number of hosts is multiplied by ``slices``.
         mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
             0.4. ``mfu`` is rejected if the compiler for these devices is installed, because the
             time is then estimated from the compiled program.
@@ -228,8 +231,8 @@ def plan_run(
         ``python -m can_jax.plan --json``.
 
     Raises:
-        can_jax.errors.UserError: The topology is unknown, the settings are invalid, or ``mfu`` is
-            rejected.
+        can_jax.errors.UserError: The topology is unknown, a setting is invalid, ``mfu`` is
+            rejected, or the planner fails otherwise.
     """
     from can_jax.plan.child import plan_in_child
 
