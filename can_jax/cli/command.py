@@ -32,7 +32,7 @@ from can_jax.utils.files import checked_path
 from can_jax.utils.progress import end_line
 from can_jax.utils.quiet import host_logging
 
-# Words of the errors that JAX raises when another process of the job has ended.
+# Words in the messages of errors that JAX raises when another process of the job has ended.
 LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination ?[Ss]ervice|Connection (reset|closed)")
 HELP = ("--help", "-help", "-h", "--helpfull")
 DEBUG = re.compile(r"--?debug(=(true|t|yes|y|1))?", re.IGNORECASE)
@@ -62,9 +62,9 @@ class Command:
 
         code = main(["--workdir=runs/l"])
 
-    The exit code is 0 on success, 1 for a `UserError` or a package that is not installed, 70 for an
-    unexpected error, 75 if a signal such as SIGTERM stopped the command, and 130 if Ctrl-C stopped
-    it.
+    The exit code is 0 on success, and 1 for a `UserError` or a missing package of the extras for
+    training. It is 75 if a signal such as SIGTERM stopped the command, 130 if Ctrl-C stopped the
+    command, and 70 for any other error.
 
     Args:
         usage: The text that ``--help`` prints above the flags.
@@ -93,8 +93,8 @@ class Command:
         self.flags.switch("debug", False, "On an error, print the full traceback.")
         self.flags.items(
             MODULES, None,
-            "Comma-separated Python files or modules to import first. Such modules can register "
-            "objectives, data sources, callbacks and more; see docs/extend.md.",
+            "Comma-separated Python files or modules to import before other options are parsed. "
+            "They can register objectives, data sources, callbacks and more; see docs/extend.md.",
         )  # fmt: skip
         self._usage, self._arguments, self._web = usage or "", arguments, web
         self._function: Callable[..., None] = lambda *_: None
@@ -140,7 +140,7 @@ class Command:
             return handler.exit_code
         except UserError as error:
             code, message, reported = EXIT_REFUSED, str(error), error
-        except KeyboardInterrupt as error:  # Only inside another program.
+        except KeyboardInterrupt as error:  # Only if another program calls the command.
             code, message, reported = EXIT_INTERRUPTED, f"interrupted; {RESUME}", error
         except Exception as error:
             reported = error
@@ -160,7 +160,9 @@ class Command:
         """Parse the flags, and return the positional arguments.
 
         Raises:
-            UserError: An option or its value is invalid, or an argument is missing or unexpected.
+            UserError: An option or its value is invalid, an argument is missing or unexpected, or
+                a module of ``--modules`` cannot be imported.
+            _Ended: The arguments contain ``--help`` or ``--version``.
         """
         values = self._fresh()
         if any(argument in HELP for argument in argv):
@@ -196,7 +198,7 @@ class Command:
         """Reset all flags to their defaults, and return the flags. Values of an earlier call are
         discarded."""
         values = self.flags.values
-        memo = {id(values): values}  # The flag of a recipe refers to them.
+        memo = {id(values): values}  # The flag of a recipe refers to `values`.
         if self._defined is None:
             self._defined = copy.deepcopy(vars(values), memo)
         memo = {id(values): values}
@@ -208,7 +210,8 @@ class Command:
 @contextlib.contextmanager
 def _lines_of_messages() -> Iterator[None]:
     """Print logged warnings and errors as single lines on stderr while the context is active."""
-    if not flags.FLAGS.is_parsed():  # No command uses absl's global flags, but absl would warn.
+    # No command uses absl's global flags, but absl would warn that they are not parsed.
+    if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     handler_of_absl = logging.get_absl_handler()
     stream_handler = handler_of_absl.python_handler
@@ -221,6 +224,6 @@ def _lines_of_messages() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before[0])
-        logging.get_absl_logger().setLevel(level)  # It may inherit the level of the root logger.
+        logging.get_absl_logger().setLevel(level)  # A level of 0 inherits the root logger's level.
         handler_of_absl.setFormatter(before[1])
         stream_handler.setStream(before[2])

@@ -51,8 +51,8 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
         also: Another accepted kind, if any.
 
     Attributes:
-        config: The latest loaded recipe; None before the first. It remains available to messages
-            about an option that fails to set one of its keys.
+        config: The recipe that was loaded last; None if none was loaded. Error messages about
+            options such as ``--config.key=value`` suggest keys of this recipe.
     """
 
     def __init__(self, kind: str, also: str | None = None):
@@ -60,13 +60,13 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
         self.config: ConfigDict | None = None
 
     def parse(self, path: str) -> ConfigDict:
-        """Return the locked configuration: existing keys can be set, but none can be added."""
+        """Load the recipe, and return its configuration, locked so that no keys can be added."""
         self.config = load(path, self.kind, self.also).lock()
         return self.config
 
 
 class OrNone(flags.ArgumentParser[Any]):
-    """A flag parser for a key of a recipe that accepts None in addition to other values.
+    """A flag parser that accepts None in addition to the values of another parser.
 
     Args:
         parser: The parser of values other than None.
@@ -103,8 +103,9 @@ class OptionalTupleParser(tuple_parser.TupleParser):
 class Flags:
     """The flags of one command.
 
-    Each method defines a flag. All methods except `recipe` return an absl ``FlagHolder``, whose
-    ``value`` is available once the command line is parsed.
+    All methods except `given` and `refuse` define a flag. These methods return an absl
+    ``FlagHolder``, whose ``value`` is available once the command line is parsed; `recipe` returns a
+    `Recipe`.
 
     Attributes:
         values: The absl flags of this command, separate from absl's global flags because several
@@ -180,6 +181,8 @@ class Flags:
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
+        Registers the parsers of recipe keys by type in `config_flags`, for the whole process.
+
         Args:
             kind: The kind of configuration, such as ``recipe``; a key of
                 `can_jax.config.shipped.KINDS`.
@@ -190,7 +193,7 @@ class Flags:
         for kind_of_key, parser in number_parsers:
             or_none = OrNone(parser=parser, words=("None", "none"))
             config_flags.register_flag_parser_for_type(kind_of_key, or_none)
-        # `none` is a value of some keys.
+        # For a string key, only `None` stands for None, since `none` is a value of some keys.
         or_none = OrNone(parser=flags.ArgumentParser(), words=("None",))
         config_flags.register_flag_parser_for_type(str, or_none)
         config_flags.register_flag_parser_for_type(tuple, OptionalTupleParser())

@@ -20,7 +20,7 @@ VALUES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -> str:
-    """Return a one-line message for a parse error, with the nearest valid option.
+    """Return a one-line message for a parse error; for an unknown option, suggest the nearest one.
 
     Args:
         values: The absl flags of the command.
@@ -123,7 +123,8 @@ def _keys(values: flags.FlagValues) -> list[str]:
 
 
 def _kind_of_key(values: flags.FlagValues, name: str) -> type | None:
-    """Return the type of a key's value, `ConfigDict` for a block of keys, or None if unknown."""
+    """Return the type of a key's value, or None for an unknown key. The type of a block of keys is
+    `ConfigDict`."""
     block: Any = _recipe(values)
     *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
     for part in blocks:
@@ -170,7 +171,7 @@ def _options(values: flags.FlagValues) -> list[str]:
 def _nearest(values: flags.FlagValues, name: str) -> str | None:
     """Return the option nearest to a mistyped name, or None."""
     recipe, others = _recipe(values) or ConfigDict(), set[str]()
-    if "protocol" in recipe:  # It has the blocks of all protocols and three shared ones.
+    if "protocol" in recipe:  # It has a block for each protocol, and three shared blocks.
         blocks = {key for key, value in recipe.items() if isinstance(value, ConfigDict)}
         others = blocks - {recipe.protocol, "data", "mesh", "model"}
     return nearest(name, _options(values), f"{CONFIG}.", others)

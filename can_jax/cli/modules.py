@@ -29,7 +29,8 @@ def import_modules(argv: Sequence[str]) -> None:
         argv: The arguments without the program name.
 
     Raises:
-        UserError: A module does not exist, or its import fails at a line that the message names.
+        UserError: A module does not exist, is not a Python file, or raises an exception. The
+            message names the file and, if known, the line of the exception.
     """
     for position, argument in enumerate(argv):
         if argument == "--":
@@ -57,10 +58,11 @@ def import_file(path: str) -> ModuleType:
 
 
 def place_of(error: BaseException, path: str) -> str:
-    """Return the file and line of a user's code at which an import failed, as text."""
+    """Return the file and line at which the import of a user's file failed, as text, or ``path`` if
+    the line is unknown."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    # The innermost frame of the file, or of its base recipe, but not of a library that it calls.
+    # The result is the innermost frame in the file or its base recipe, not one in a library.
     frames = traceback.extract_tb(error.__traceback__)
     start = next((i for i, frame in enumerate(frames) if frame.filename == path), len(frames))
     own = [f for f in frames[start:] if f.filename == path or f.name == "get_config"]
@@ -75,7 +77,7 @@ def reason_for(error: BaseException) -> str:
         return f"the file ends the program with exit code {error.code}"
     text = str(error.args[0]) if error.args else ""
     if match := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"'(\w+)'\s+Did", text):
-        near = re.search(r'Did you mean "(\w+)" instead', text)  # ConfigDict ends its text so.
+        near = re.search(r'Did you mean "(\w+)" instead', text)  # ConfigDict's message ends so.
         return f"unknown key {match[1]}" + (f"; did you mean {near[1]}?" if near else "")
     if isinstance(error, KeyError) or not text:
         return one_line(error)

@@ -1,4 +1,4 @@
-"""Standard output streams that report a failed write instead of raising an error.
+"""Wrappers of stdout and stderr that report a failed write instead of raising an error.
 
 A write fails, for example, if the program that reads a pipe has exited, or if the disk is full.
 """
@@ -76,5 +76,5 @@ def give_up_buffers() -> None:
 
 
 def stream_of(stream: Any) -> Any:
-    """Return the stream that a `Forgiving` wraps; return any other stream itself."""
+    """Return the stream that a `Forgiving` wraps; return any other stream unchanged."""
     return stream._stream if isinstance(stream, Forgiving) else stream

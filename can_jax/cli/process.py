@@ -29,8 +29,8 @@ def prepare() -> None:
 
 
 def bound_threads() -> None:
-    """Limit XLA's threads to the CPU quota of the container; by default, XLA starts one per
-    core."""
+    """Limit XLA's threads to the CPU quota of the container. By default, XLA starts one thread per
+    core, even beyond the quota."""
     cores = usable_cores()
     if cores < schedulable_cores():
         os.environ.setdefault("NPROC", str(cores))  # XLA reads it.

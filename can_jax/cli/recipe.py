@@ -14,7 +14,7 @@ CONFIG = "config"  # The name of the flag.
 
 
 def refuse_missing(kind: str) -> UserError:
-    """Return the error for a command that requires a recipe and was given none."""
+    """Return the error for a command that requires ``--config`` but was given no such option."""
     forms = f"as a file, or by one of the names {', '.join(names_of(kind))}"
     return UserError(f"--{CONFIG}=NAME is missing: give {KINDS[kind].one}, {forms}")
 
@@ -30,8 +30,8 @@ def load(name: str, kind: str, also: str | None = None, flag: str = CONFIG) -> C
         flag: The name of the flag, for messages.
 
     Raises:
-        UserError: The recipe does not exist, is of another kind, or raises an exception; the
-            message names the file.
+        UserError: The file does not exist, has no valid ``get_config``, raises an exception, or
+            returns a configuration of another kind.
     """
     option = f"--{flag}={name}"
     try:
@@ -66,7 +66,7 @@ def load(name: str, kind: str, also: str | None = None, flag: str = CONFIG) -> C
 
 
 def kind_of(config: ConfigDict) -> str | None:
-    """Return the kind of a configuration, inferred from its keys, or None."""
+    """Return the kind of a configuration, inferred from its keys; None if it cannot be inferred."""
     for key, kind in (("arms", "study"), ("protocol", "protocol"), ("objective", "recipe")):
         if key in config:
             return kind

@@ -20,9 +20,9 @@ from can_jax.utils.errors import EXIT_REFUSED, EXIT_UNEXPECTED
 from can_jax.utils.files import user_cache
 from can_jax.utils.quiet import silence_threads
 
-COMPILED_BYTES = 4 * 2**30  # The limit of the cache of compiled programs, with LRU eviction.
-EXIT_SECONDS = 60.0  # The longest time that a finished program may take to exit.
-FAILED_EXIT_SECONDS = 5.0  # The same for a process that ends without the others of its job.
+COMPILED_BYTES = 4 * 2**30  # The size at which JAX's compilation cache evicts programs.
+EXIT_SECONDS = 60.0  # The longest time that a finished command may take to exit.
+FAILED_EXIT_SECONDS = 5.0  # The longest time for a process that ends without the others of its job.
 
 
 def run(command: Command) -> NoReturn:
@@ -30,7 +30,7 @@ def run(command: Command) -> NoReturn:
     logging.use_absl_handler()  # Must precede the replacement of `sys.stderr`.
     forgive_streams()
     spare_absent_tpu()
-    os.environ["MPLBACKEND"] = "Agg"  # Figures are files; a notebook may set another.
+    os.environ["MPLBACKEND"] = "Agg"  # A notebook may have set an interactive backend.
     warnings.filterwarnings("ignore", module="PIL")  # The pipeline reports undecodable images.
     keep_compiled()
     silence_threads()
@@ -45,9 +45,8 @@ def run(command: Command) -> NoReturn:
 def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
-    Background threads of checkpoint writes or libraries can block forever. A process that stops
-    without the other processes of its job has a shorter timeout, because the others notice only
-    when it exits.
+    Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
+    for a process that ends alone, because the other processes of its job notice only its exit.
 
     Args:
         code: The exit code of the process after the timeout.
@@ -63,10 +62,10 @@ def bound_exit(code: int) -> None:
 def keep_compiled() -> None:
     """Enable JAX's persistent compilation cache in the user's cache directory.
 
-    Each processor model has its own folder, because programs that are compiled for one model may
-    not run on another. The environment variable JAX_COMPILATION_CACHE_DIR takes precedence; if it
-    is empty, the cache is disabled. If the folder is not writable, programs are compiled at each
-    start.
+    Each processor model and number of cores has its own folder, because programs that are compiled
+    for one model may not run on another. Incomplete entries of the folder are removed. The
+    environment variable JAX_COMPILATION_CACHE_DIR takes precedence; if its value is empty, the
+    cache is disabled. Without a writable folder, programs are compiled at each start.
     """
     cache = user_cache()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:

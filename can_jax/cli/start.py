@@ -1,7 +1,7 @@
 """Entry points of commands, to run as processes or to call as functions.
 
-Each module that users start by `python -m` holds an `Entry`. Heavy modules such as JAX are imported
-only after `can_jax.cli.process.prepare`.
+Each module in `COMMANDS` holds an `Entry`. `Entry.run` imports heavy modules such as JAX only after
+`can_jax.cli.process.prepare`.
 """
 
 import importlib
@@ -25,7 +25,7 @@ COMMANDS = {
     "train": Info("can_jax.main", "pretrain an encoder"),
     "evaluate": Info("can_jax.evaluate", "evaluate an encoder by a protocol"),
     "compare": Info("can_jax.evaluate.compare", "write a page that compares evaluations"),
-    "report": Info("can_jax.report", "write a page about a run, or about several side by side"),
+    "report": Info("can_jax.report", "write a page about one run, or several runs side by side"),
     "embed": Info("can_jax.embed", "write the features of every image of a data set"),
     "export": Info("can_jax.export", "export weights to another library, and verify them"),
     "index": Info("can_jax.data.index", "build the index of a data set"),

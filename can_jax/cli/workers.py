@@ -37,5 +37,5 @@ def cluster_flag(flags: Flags) -> Holder:
         None,
         "The address of a Ray cluster that does the work instead of this machine: `auto` for the "
         "cluster that this machine belongs to, or `ray://HOST:10001`. All nodes need can_jax, and "
-        "the data under the same paths or URLs.",
+        "must find the data under the same paths or URLs as this machine.",
     )

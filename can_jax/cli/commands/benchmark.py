@@ -5,8 +5,8 @@
 decoding alone, cropping alone, the whole pipeline on the host, and the pipeline with the transfer
 to the device. The baseline is a pipeline that makes two views with Pillow, as is common with
 PyTorch; it runs one process for each thread of the measured pipeline. Each round measures every
-stage once. The limit of Python is the rate at which reading keeps one core busy with Python; more
-cores do not raise this limit.
+stage once. The limit of Python is the rate of reading at which Python code occupies one core. Since
+only one thread at a time runs Python code, more cores do not raise this limit.
 
 `step` measures the images per second of the compiled train step on a batch in device memory. The
 model FLOPs utilization (MFU) is relative to the FLOP/s of a matrix product, which is measured in
@@ -66,7 +66,7 @@ _BATCH_SIZE = FLAGS.integer(
 _THREADS = FLAGS.integer(
     "threads",
     None,
-    "For `benchmark input`: the number of threads, or of processes of the Pillow baseline; by "
+    "For `benchmark input`: the number of threads, and of processes of the Pillow baseline; by "
     "default one per core.",
 )
 _CONFIG = FLAGS.recipe("recipe", prefix="For `benchmark step`: ")
@@ -115,10 +115,10 @@ def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     ):
         rate = results[stage]
         rows[stage] = (
-            f"{rate:7.0f} images/s   {rate / results['threads']:6.0f} a core   "
+            f"{rate:7.0f} images/s   {rate / results['threads']:6.0f} per thread   "
             f"{rate / results['pil_two_view']:5.2f} x Pillow"
         )
-    rows["reads_alone, limit of Python"] = f"{results['python_limit']:7.0f} images/s on any cores"
+    rows["reads_alone, limit of Python"] = f"{results['python_limit']:7.0f} images/s"
     rows["host_pipeline / decode_only"] = f"{results['host_pipeline'] / results['decode_only']:.2f}"
     return results, rows
 
@@ -149,12 +149,12 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if _PEER.value:
         rows[results["peer"]] = f"{results['peer_images_per_second']:.2f} images per second"
-        rows["ours / theirs"] = f"{results['ratio']:.2f}"
+        rows["can_jax / PyTorch"] = f"{results['ratio']:.2f}"
     if _PARTS.value:
         whole = results["milliseconds"]["can"]
         for name, value in results["milliseconds"].items():
             part = f"   {1 - value / whole:6.1%} of the step" if "without" in name else ""
-            rows[f"{name}, ms a step"] = f"{value:.1f}{part}"
+            rows[f"{name}, ms per step"] = f"{value:.1f}{part}"
         for name, value in results["simclr_over_can"].items():
             rows[f"SimCLR / CAN, {name.replace('_', ' ')}"] = f"{value:.2f}"
     return results, rows
@@ -169,7 +169,7 @@ def main(subject: str) -> None:
     for other, names in OWN_FLAGS.items():
         if other != subject:
             FLAGS.refuse(names, f"on `benchmark {subject}`, only on `benchmark {other}`")
-    # The benchmark of the step measures the compile time.
+    # The benchmark of the step measures the compile time, which a cached program would hide.
     uncached = jax_config(jax_enable_compilation_cache=False)
     with apart(_JSON.value), phase(f"benchmark of the {subject}"), uncached:
         results, rows = measures[subject]()

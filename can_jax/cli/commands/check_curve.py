@@ -1,10 +1,10 @@
 """`python -m can_jax.study.healthy RANGES --run=DIR [--json]`
 
 Compares the metrics of a run, finished or in progress, with reference ranges from a few successful
-runs of the same recipe. The exit code is 1 if a metric is outside its range. RANGES is the JSON
-file of the reference ranges, or `quickstart` for the ranges that the package ships. With `--write`
-and several runs (`--run=DIR1,DIR2,DIR3`), the command derives reference ranges from these runs and
-writes them to RANGES.
+runs of the same recipe. The exit code is 1 if a metric is outside its range, or if no value of a
+run has a range. RANGES is the JSON file of the reference ranges, or `quickstart` for the ranges
+that the package ships. With `--write` and several runs (`--run=DIR1,DIR2,DIR3`), the command
+derives reference ranges from these runs and writes them to RANGES.
 """
 
 import json
@@ -31,7 +31,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main(curves: str) -> None:
-    """Compare runs with reference ranges; with ``--write``, derive such ranges from them."""
+    """Compare runs with reference ranges, or with ``--write``, derive the ranges from the runs."""
     if not _RUN.value:
         raise UserError("--run=DIR is missing: give a run directory")
     if _WRITE.value:

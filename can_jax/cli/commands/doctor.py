@@ -3,8 +3,8 @@
 Prints the properties of this machine that affect a run: devices, drivers, package versions, limits,
 file systems, and the measured speed of a matrix product, of a copy to the device and of decoding an
 image. Then the command runs the self-check, which compares results of this installation with
-reference vectors, and prints remedies for the problems found. The exit code is 1 if the self-check
-fails.
+reference vectors. Finally, the command prints a remedy for each problem that it found. The exit
+code is 1 if the self-check fails.
 """
 
 import json

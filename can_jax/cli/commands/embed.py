@@ -3,7 +3,7 @@
 Writes the features of all images of a data set to a Parquet, npz or CSV file, with the name and the
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
-arrays. `--config=knn` and `--config.data.…` options set other keys of the data, as for
+arrays. With `--config=knn`, options `--config.data.…` set other keys of the data, as for
 `can_jax.evaluate`. All images of the split are read, so keys that select examples or a test split
 are rejected. Re-running an interrupted command resumes it.
 """
@@ -43,7 +43,9 @@ _FEATURES = FLAGS.choice(
     "features",
     None,
     list(FEATURES),
-    "The tokens that are averaged to one feature vector; by default patches.",
+    "The feature vector of an image: the mean of the patch tokens (patches), the mean of all "
+    "tokens (all), the class token (class), or the class token and the mean patch token (both); by "
+    "default patches.",
 )
 _OUTPUT = FLAGS.path("output", "The file to create, with the suffix .parquet, .npz or .csv.")
 _CLUSTER = cluster_flag(FLAGS)
@@ -91,7 +93,7 @@ def main() -> None:
         summary = embed(encoder, encoder.data, split, output, config.features, advance, cluster)
     facts: dict[str, Any] = {"images": summary.images, "width": summary.width}
     if summary.skipped:
-        facts["not decoded"] = summary.skipped
-        facts["their names"] = f"{output}.skipped.csv"
+        facts["undecodable images"] = summary.skipped
+        facts["list of undecodable images"] = f"{output}.skipped.csv"
     facts["file"] = str(output)
     plain_console(width=120, soft_wrap=True, highlight=False).print(fact_table("Embedded", facts))

@@ -42,7 +42,7 @@ _STEP = FLAGS.integer(
 _WORKDIR = FLAGS.path("workdir", "The directory to which results.json and report.html are written.")
 _DATA = DataFlag(FLAGS)
 _UNTRAINED = FLAGS.switch(
-    "untrained", False, "Evaluate the encoder with random initial weights, not its trained ones."
+    "untrained", False, "Evaluate the encoder with random initial weights, as a baseline."
 )
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 JOB = Job(FLAGS)

@@ -1,7 +1,7 @@
 """`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
 
-Exports the weights of a run as timm, huggingface, big_vision, safetensors, stablehlo or onnx. RUN
-can also be an export, or weights of another library to convert. Before the command creates DIR, it
+Exports the weights of a run in the format timm, huggingface, big_vision, safetensors, stablehlo or
+onnx. RUN can also be an export, or weights of another library. Before the command creates DIR, it
 verifies the exported files. Independent code, and the target library if it is installed, must
 reproduce the outputs of the run's model from the exported files. The file `manifest.json` in DIR
 holds the numerical errors that the verification measured, and the facts required to use the
@@ -45,30 +45,30 @@ _RESULTS = FLAGS.paths(
 )
 _OUTPUT = FLAGS.path("output", "The directory to create.")
 _LICENSE = FLAGS.text(
-    "license", None, "The license of the weights for the model card, such as apache-2.0."
+    "license", None, "The license that the model card states for the weights, such as apache-2.0."
 )
-_DATA = FLAGS.text("data", None, "A description of the training data for the model card.")
+_DATA = FLAGS.text("data", None, "The model card's description of the training data.")
 _PUSH = FLAGS.text("push", None, "The Hugging Face repository to upload to, as hf://user/name.")
 _HEADS = FLAGS.integer(
-    "heads", None, "The number of attention heads, if the weights do not state it."
+    "heads", None, "The number of attention heads, if the weights do not state this number."
 )
 _GELU = FLAGS.choice(
     "gelu",
     None,
     list(FORMS),
-    "The form of the GELU activation, if the weights do not state it.",
+    "The form of the GELU activation, if the weights do not state this form.",
 )
 _MEAN = FLAGS.items(
     "mean",
     None,
-    "The means of the channels of images in [0, 1], separated by commas, if the weights do not "
-    "state them.",
+    "The mean of each channel of images in [0, 1], separated by commas, if the weights do not "
+    "state the means.",
 )
 _STD = FLAGS.items(
     "std",
     None,
-    "The standard deviations of the channels, separated by commas, if the weights do not state "
-    "them.",
+    "The standard deviation of each channel of images in [0, 1], separated by commas, if the "
+    "weights do not state the standard deviations.",
 )
 
 
@@ -105,7 +105,7 @@ def main() -> None:
         for name, e in manifest["checked"]["largest_error"].items()
     }
     for name, levels in manifest["checked"].get("preprocessing", {}).items():
-        facts[f"pixels differ, {name}"] = f"{levels} of 255"
+        facts[f"largest pixel difference, {name}"] = f"{levels} of 255"
     names = ", ".join(sorted(path.name for path in output.iterdir()))
     facts |= {"files": names, "directory": str(output)}
     plain_console(width=120, soft_wrap=True, highlight=False).print(fact_table("Exported", facts))

@@ -23,7 +23,9 @@ _SHARDS = FLAGS.integer(
     "shards", None, "The number of shards of each split; by default one per 140 MB.", lower_bound=1
 )
 _PARTIAL = FLAGS.switch(
-    "partial", False, "Accept official tars whose numbers of images differ from ImageNet-1k's."
+    "partial",
+    False,
+    "Accept official tars whose number of images differs from that of ImageNet-1k.",
 )
 _WORKERS = WorkerFlags(FLAGS)
 

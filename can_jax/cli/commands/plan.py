@@ -17,8 +17,8 @@ their memory traffic or of their FLOPs, whichever is longer. The command also pr
 time of each part of the step. `--top=20` lists the 20 most expensive instructions with their source
 lines. `--dump_hlo=FILE` writes the text of the compiled program to FILE.
 
-With an evaluation protocol that trains a classifier, the command plans its train step:
-`--config=finetune_imagenet_l --encoder=vit_l --classes=1000`, where the encoder is that of a
+With an evaluation protocol that trains a classifier, the command plans the train step of the
+classifier: `--config=finetune_imagenet_l --encoder=vit_l --classes=1000`. The encoder is that of a
 pretraining recipe or of a run directory.
 """
 
@@ -63,13 +63,13 @@ _ENCODER = FLAGS.path(
     "trains.",
 )
 _CLASSES = FLAGS.integer(
-    "classes", None, "The number of classes of a protocol; by default 1000.", lower_bound=1
+    "classes", None, "The number of classes of the classifier; by default 1000.", lower_bound=1
 )
 _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
 _SLICES = FLAGS.integer(
     "slices",
     1,
-    "The number of TPU slices, connected by slower links. For GPUs, the number of hosts is "
+    "The number of TPU slices, which slower links connect. For GPUs, the number of hosts is "
     "multiplied by this value.",
 )
 _MFU = FLAGS.number(
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) -> None:
-    """Plan a training for the devices of ``--topology``, and print the plan and better settings.
+    """Plan a train step for the devices of ``--topology``; print the plan and results of a search.
 
     Args:
         config: The resolved configuration of the training.
@@ -126,7 +126,8 @@ def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) ->
         dump: The file to which the text of the compiled program is written, if any.
 
     Raises:
-        UserError: The topology is invalid, or the train step does not fit into memory.
+        UserError: The topology is invalid, a flag has no effect on these devices, or the train step
+            does not fit into memory.
     """
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     if _MFU.value is not None and topology.exact:
@@ -220,7 +221,7 @@ def advice(search: Search) -> str:
     """Return a sentence with the best settings of a search, or with advice if none fits."""
     if search.best:
         options = search.best.choice.options
-        return f"The fastest settings that fit: {options} ({attempt_line(search.best)})"
+        return f"The fastest settings that fit are {options} ({attempt_line(search.best)})"
     smallest = search.smallest
     return (
         f"None of the {len(search.attempts)} settings tried fits; the smallest needs "

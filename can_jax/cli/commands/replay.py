@@ -41,7 +41,7 @@ def main(capture: str) -> None:
     with phase("reading the dump"):
         _, state = newest_state(folder, abstract_state(step, mesh), "state")
         batch = read_batch(folder)
-    step_index = jnp.int32(facts["step"] - 1)  # The step's random keys derive from it.
+    step_index = jnp.int32(facts["step"] - 1)  # The step's random keys derive from the index.
     with jax.set_mesh(mesh), phase("recomputing the step"):
         outputs = jax.jit(
             lambda parameters, statistics, batch, teacher: gradients(
@@ -49,7 +49,7 @@ def main(capture: str) -> None:
             )
         )(state.parameters, state.batch_stats, batch, step.teacher(state))
         jax.block_until_ready(outputs)
-    first, last = batch.position[0], batch.position[-1]  # the dump has those of process 0 only
+    first, last = batch.position[0], batch.position[-1]  # the dump has the images of process 0 only
     console = plain_console(width=100, soft_wrap=True)
     console.print(
         f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last} of the "

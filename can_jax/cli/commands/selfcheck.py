@@ -30,7 +30,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main() -> None:
-    """Run the self-check and print the error of each quantity; fail if one exceeds its
+    """Run the self-check and print the error of each quantity; fail if an error exceeds its
     tolerance."""
     comparing = phase("comparing this installation with reference vectors")
     with apart(_JSON.value), comparing, jax_config(jax_enable_x64=_X64.value):

@@ -48,7 +48,7 @@ FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _DATA = FLAGS.path(
     "data",
-    "The path of the images: a folder, shards or arrays. Settings are chosen to suit them.",
+    "The path of the images: a folder, shards or arrays. The command chooses suitable settings.",
     web=True,
 )
 _FOR = FLAGS.text(
@@ -86,7 +86,8 @@ def main() -> None:
         key, value = parse_length(_FOR.value)
         if other := next((name for name in given if name.startswith("total_")), None):
             raise UserError(
-                f"--for={_FOR.value} and --config.{other} both set the length of the run: give one"
+                f"--for={_FOR.value} and --config.{other} both set the length of the run: give one "
+                "of them"
             )
         given[key] = value
     if _DATA.value is not None:
