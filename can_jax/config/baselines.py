@@ -21,7 +21,7 @@ PAPER_NOISE: dict[str, Any] = {
     "model.patch_embed": "linear",
 }
 
-# Unmasked views without noise, for methods whose only loss compares pooled embeddings.
+# Unmasked views without noise, and none of CAN's losses, for methods without a decoder.
 JOINT: dict[str, Any] = {
     "model.mask_ratio": 0.0,
     "noise.sigma_max": 0.0,
@@ -39,7 +39,7 @@ MAE: dict[str, Any] = {
     "objective.reconstruction.weight": 1.0,
     "objective.denoising.weight": 0.0,
 }
-# The decoder predicts the latents of a teacher, the moving average of the encoder, not pixels.
+# The decoder predicts latents instead of pixels. The teacher is the encoder's moving average.
 LATENTS: dict[str, Any] = {
     "objective.reconstruction.weight": 0.0,
     "objective.latents.weight": 1.0,
@@ -85,7 +85,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "model.projector.batch_norm": False,
     },
     "latents": MAE | LATENTS,
-    "can_latents": LATENTS | {"objective.latents.weight": 0.67},  # CAN's weight of the pixels
+    "can_latents": LATENTS | {"objective.latents.weight": 0.67},  # the weight of CAN's pixel loss
     "can_koleo": {"objective.koleo.weight": 0.1},  # DINOv2's weight
     "simclr_disentangled": SIMCLR | {"objective.disentangle.weight": 1.0},
 }

@@ -47,8 +47,8 @@ DATA: Table = {
                 tuple),
         "The parts of the source `mixture`, one dict for each data set.",
     ),
-    "options": Key((), OPTIONS, "Options of a data source from a user's module, by name."),
-    "labels": Key(None, Text(), "A CSV or JSON Lines list of images and labels, for a folder."),
+    "options": Key((), OPTIONS, "(name, value) options of a data source that a user registers."),
+    "labels": Key(None, Text(), "A CSV, TSV or JSON Lines list of labels, for an image folder."),
     "index": Key(None, Text(), "The folder of the index; by default inside the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "shards_at_once": Key(
@@ -73,12 +73,12 @@ DATA: Table = {
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
-        0.0, Number(0, 1e6), "The memory of a process for caching encoded images; 0 disables it.",
+        0.0, Number(0, 1e6), "The memory of a process for cached images; 0 disables the cache.",
         unit="GB",
     ),
-    "disk_cache": Key(None, Text(), "A folder for caching images on disk, which hosts may share."),
+    "disk_cache": Key(None, Text(), "A folder for cached images, which several hosts may share."),
     "disk_cache_gb": Key(100.0, Number(0, 1e6), "The approximate size of `disk_cache`.", unit="GB"),
-    "threads": Key(None, Whole(1, 4096), "The number of data threads; by default one per core."),
+    "threads": Key(None, Whole(1, 4096), "The number of loader threads; by default one per core."),
 }  # fmt: skip
 
 AUGMENT: Table = {
@@ -190,14 +190,14 @@ MODEL: Table = {
 
 OPTIMIZER: Table = {
     "name": Key(
-        "adamw", Text(), "The optimizer: adamw, another one of optax, or a registered one."
+        "adamw", Text(), "The optimizer: adamw, another optimizer of optax, or a registered one."
     ),
     "options": Key((), OPTIONS, "Further arguments of the optimizer, as (name, value) pairs."),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
         "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
     ),
-    "weight_decay": Key(0.05, Number(0, 1e6), "The weight decay, which applies to matrices only."),
+    "weight_decay": Key(0.05, Number(0, 1e6), "The weight decay, which applies to kernels only."),
     "learning_rate_scale": Key(
         (), SCALES,
         "Factors of the learning rate for parameters by path, such as (('encoder/', 0.1),). The "
@@ -283,13 +283,13 @@ RECIPE: Table = {
         ),
         "steps": Key(
             10, OR_NEVER,
-            "The number of steps in a row above the threshold that form a spike; 0 detects none.",
+            "The number of consecutive steps above the threshold that form a spike; 0 means none.",
             unit="steps",
         ),
         "rewinds": Key(
             0, Whole(0, 10**6),
-            "The maximum number of rollbacks. Each returns to a checkpoint before a loss spike and "
-            "skips the images since. A further spike stops the run. If 0, spikes are only logged.",
+            "The maximum number of rollbacks. Each restores a checkpoint before a loss spike, and "
+            "skips the images up to the spike. A further spike stops the run. 0 only logs spikes.",
         ),
     },
     "check_replicas": Key(
@@ -312,7 +312,7 @@ RECIPE: Table = {
         ),
         "negatives": Key(
             "batch", Choice(("batch", "microbatch")),
-            "Whether contrastive negatives come from the whole batch, or from the microbatch only.",
+            "Whether contrastive negatives come from the whole batch, or from one microbatch.",
         ),
     },
     "noise": {
@@ -347,8 +347,8 @@ RECIPE: Table = {
     "schedule": {
         "name": Key(
             "cosine", Text(),
-            "The learning-rate schedule after the warm-up: cosine, linear, constant, another of "
-            "optax, or one that is registered.",
+            "The learning-rate schedule after the warm-up: cosine, linear, constant, another "
+            "schedule of optax, or a registered one.",
         ),
         "options": Key((), OPTIONS, "Further arguments of the schedule, as (name, value) pairs."),
     },
@@ -379,11 +379,11 @@ RECIPE: Table = {
         ),
         "split": Key(
             "test", Text(),
-            "The labeled split that the kNN probe classifies; if `test` is missing, `val` is used.",
+            "The split that the kNN probe classifies; if `test` has no labels, `val` is used.",
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),
-            "The fraction of data.split that the kNN probe holds out if there is no other split.",
+            "The fraction of data.split that the kNN probe holds out if no other split has labels.",
         ),
         "bank": Key(10000, COUNT, "The maximum number of training images that serve as neighbors."),
         "queries": Key(5000, COUNT, "The maximum number of images that the kNN probe classifies."),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from can_jax.utils.errors import UserError
 
-# The keys of each duration. If an older version stored several of them, the first one holds.
+# The keys of each duration. If an older version stored several keys, the first one takes effect.
 DURATIONS = (
     ("total_steps", "total_epochs", "total_examples", "total_minutes"),
     (
@@ -79,7 +79,7 @@ def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = "") -> None:
-    """Set all units of a duration to None, except for the one that the command line sets.
+    """Keep only the unit in which the command line sets a duration; set its other units to None.
 
     Args:
         config: A recipe to which the overrides have been applied; changed in place.
@@ -139,7 +139,7 @@ def exact_steps(
 
 
 def steps_of(config: ConfigDict, keys: tuple[str, ...], examples: int) -> int | None:
-    """Return a duration in steps, rounded to at least 1 unless it is 0; None if it is not set."""
+    """Return a duration in whole steps, at least 1 if it is above 0; None if it is not set."""
     exact = exact_steps(config, keys, examples)
     if exact is None:
         return None

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from can_jax.objectives import head_names, reads
 
-Condition = Callable[[ConfigDict], Any]  # whether the keys have an effect, by truth value
+Condition = Callable[[ConfigDict], Any]  # returns a true value if the keys have an effect
 
 ENCODED = ("folder", "tfds", "tfrecord", "webdataset")  # the sources with encoded images
+# The built-in sources that read a key of `data`, by key.
 OF_SOURCES = {
     "name": ("tfds",),
     "image_key": ("tfrecord", "tfds"),  # with tfds, `can_jax.data.sources.registry` warns
@@ -22,8 +23,8 @@ OF_SOURCES = {
     "disk_cache": ENCODED,
     "path": ("arrays", "folder", "tfds", "tfrecord", "webdataset"),
 }
-# The sources that read nothing else of the keys above. Sources of users may read any, and the parts
-# of a mixture inherit them.
+# The sources for which `OF_SOURCES` is complete. Sources of users may read any key of `data`, and
+# the parts of a mixture inherit all keys.
 BUILT_IN = ("arrays", "folder", "shapes", "tfds", "tfrecord", "webdataset")
 
 
@@ -78,7 +79,7 @@ def inactive(config: ConfigDict, given: Collection[str]) -> Iterator[tuple[str, 
 
 
 def _of_source(config: ConfigDict, key: str) -> str | None:
-    """Return the reason if a key of `data` is not for the source of the run."""
+    """Return the reason why the source of the run does not read a key of `data`, or None."""
     block, _, name = key.partition(".")
     source = config.data.source
     unread = name in OF_SOURCES and source in BUILT_IN and source not in OF_SOURCES[name]
@@ -86,7 +87,7 @@ def _of_source(config: ConfigDict, key: str) -> str | None:
 
 
 def _of_objective(config: ConfigDict, key: str) -> str | None:
-    """Return the reason if a key belongs to an objective with weight 0."""
+    """Return the reason why a key of an objective with weight 0 has no effect, or None."""
     block, *parts = key.split(".")
     if block != "objective" or len(parts) != 2:
         return None
@@ -97,7 +98,7 @@ def _of_objective(config: ConfigDict, key: str) -> str | None:
 
 
 def _of_rules(config: ConfigDict, key: str) -> str | None:
-    """Return the reason of the first rule of `RULES` by which a key has no effect."""
+    """Return the reason of the first rule of `RULES` by which a key has no effect, or None."""
     for pattern, applies, reason in RULES:
         if re.fullmatch(pattern, key) and not applies(config):
             return reason

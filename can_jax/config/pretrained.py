@@ -30,7 +30,7 @@ from can_jax.utils.settings import (
 
 FEATURES = (*POOLS, "both")
 INSIDE = Number(above=0, below=1)
-# The keys of the block `data` that also apply to the data of the run.
+# The keys of the block `data` that have an effect even if the evaluation reads the run's data set.
 OF_ANY_DATA = ("source", "image_size", "test_split", "held_out", "train_examples", "test_examples")
 
 
@@ -52,23 +52,23 @@ def encoder_table() -> Table:
             "image_size": dataclasses.replace(DATA["image_size"], required=False),
             "test_split": Key(
                 None, Text(),
-                "The split to test on. By default, it is the split of the run's kNN probe if that "
-                "exists, else `test`, else `val` or `validation`.",
+                "The split to test on. By default, it is the first labeled split among that of the "
+                "run's kNN probe, `test` and `val`.",
             ),
             "held_out": Key(
                 None, INSIDE,
-                "The fraction of the training examples to hold out if there is no test split. By "
+                "The fraction of the training examples to hold out if no test split has labels. By "
                 "default, it is config.probe.held_out of the run.",
             ),
             "train_examples": Key(
                 None, COUNT,
-                "The maximum number of training examples, at even intervals; by default all.",
+                "The maximum number of training examples, taken at even intervals; by default all.",
             ),
             "test_examples": Key(None, COUNT,
-            "The maximum number of test examples, at even intervals; by default all."),
+            "The maximum number of test examples, taken at even intervals; by default all."),
         },
         "mesh": MESH,
-        # Settings that a weights file may lack; by default its own, or those of its library.
+        # Settings that a weights file may lack; by default those of the file or of its library.
         "model": {
             "heads": Key(None, HEADS, "The number of attention heads of the encoder."),
             "gelu": Key(None, VIT_OPTIONS["gelu"].kind,
@@ -80,7 +80,7 @@ def encoder_table() -> Table:
             "dtype": Key(None, MODEL["dtype"].kind, "The dtype of the activations."),
             "average": Key(
                 True, Switch(),
-                "Whether to evaluate the moving average of a run's parameters, if it exists.",
+                "Whether to evaluate the moving average of a run's parameters if the run has one.",
             ),
         },
     }  # fmt: skip

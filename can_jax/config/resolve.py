@@ -74,7 +74,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def resolve_encoder(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a stored configuration, in which the settings of the encoder are checked.
+    """Check the encoder settings of a stored configuration, and return a resolved copy.
 
     Settings that only training uses are not checked, because older versions accepted values that
     are rejected now.
@@ -203,6 +203,7 @@ def from_json(text: str) -> ConfigDict:
     Raises:
         UserError: The JSON value is not a configuration, or has a key that this version does not
             have.
+        ValueError: The text is not valid JSON.
     """
     values = with_new_names(json.loads(text))
     if not isinstance(values, dict):

@@ -32,7 +32,8 @@ WHOLE_MIXTURE = (
     "shards_at_once", "streaming", "threads", "window",
 )  # fmt: skip
 WARMUP_SHARE = WARMUP[-1]
-HIGHEST_RATE = 1.0  # of AdamW, each of whose steps changes a weight by about the learning rate
+# The maximum learning rate of AdamW, which changes a weight by about the learning rate per step.
+HIGHEST_RATE = 1.0
 PART_WEIGHT = Number(above=0, high=1e9)
 
 
@@ -140,8 +141,8 @@ def check_encoder(config: ConfigDict) -> None:
     for name, size in (("model", encoder_size(model)), ("model.decoder", decoder_size(model))):
         check(
             model.attention != "cudnn" or fits_cudnn(size.width // size.heads),
-            f"model.attention='cudnn' needs heads of at most {CUDNN_HEAD_WIDTH} features, a "
-            f"multiple of 8, not {name}.width / {name}.heads = {size.width // size.heads}",
+            f"model.attention='cudnn' needs a head width of at most {CUDNN_HEAD_WIDTH} that is "
+            f"divisible by 8, not {name}.width / {name}.heads = {size.width // size.heads}",
         )
     for name in ("mean", "std"):
         check(
@@ -212,7 +213,7 @@ def check_batch(config: ConfigDict) -> None:
 
 
 def check_augment(config: ConfigDict) -> None:
-    """Check that color augmentations are only applied to RGB images."""
+    """Check that images have three channels if color augmentations are enabled."""
     augment = config.augment
     channels = config.data.channels
     check(
@@ -279,7 +280,8 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Check that the run has a length, and that no probe or figure reads a streamed data set."""
+    """Check that the run has a length, that the warm-up of a timed run is a fraction of the run,
+    and that no probe or figure reads a streamed data set."""
     check(
         any(value_of(config, key) is not None for key in TOTAL),
         "total_steps, config.total_epochs, config.total_examples, config.total_minutes: none is "

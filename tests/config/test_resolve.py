@@ -22,7 +22,7 @@ from tests.helpers.configs import small_config
         ),
         (
             {"model__attention": "cudnn", "model__dtype": "bfloat16", "model__heads": 2},
-            r"multiple of 8, not model\.width / model\.heads = 12",
+            r"divisible by 8, not model\.width / model\.heads = 12",
         ),
         ({"model__patch_size": 5}, "model.patch_size=5 does not divide data.image_size=16x16"),
         ({"model__mask_ratio": 0.99}, "model.mask_ratio=0.99 masks all 16 patches"),
