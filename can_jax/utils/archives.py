@@ -1,8 +1,8 @@
-"""Safe readers of untrusted npz and npy files: bounded in size, without pickled objects.
+"""Readers and writers of npz and npy files. The readers are safe for untrusted files.
 
-The package reads all npz and npy files with this module. A compressed file of a few megabytes can
-expand to gigabytes. `read_npz` therefore first compares the expanded sizes that the file states
-with the size of the file and the machine's memory.
+The package reads all npz and npy files with this module, which loads no pickled objects. A
+compressed file of a few megabytes can expand to gigabytes. `read_npz` therefore first compares the
+expanded size that the file states with the size of the file and with the machine's memory.
 """
 
 import io
@@ -18,8 +18,8 @@ from etils import epath
 
 from can_jax.utils.errors import UserError, one_line
 
-EXPANSION = 100  # the allowed ratio; flat-color images compress by 50, photographs by less than 5
-FLOOR = 2**28  # bytes to which any archive can expand, such as one of zeros, if they fit in memory
+EXPANSION = 100  # the largest ratio; flat-color images expand by 50, photographs by less than 5
+FLOOR = 2**28  # bytes to which even an archive of zeros may expand, if they fit in memory
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods expand without a bound
 HEADER = 2**16  # the maximum bytes of an npy file's header
 VERSIONS = ((1, 0), (2, 0), (3, 0))
@@ -53,7 +53,7 @@ class Budget:
             count: The number of bytes, at least 0.
 
         Raises:
-            UserError: All bytes counted so far exceed the limit, or ``count`` is negative.
+            UserError: The sum of all counts exceeds the limit, or ``count`` is negative.
         """
         self._used += count
         if count < 0 or self._used > self.most:
@@ -87,8 +87,9 @@ def read_npz(source: Any) -> dict[str, np.ndarray]:
         source: The path of the file, or its content as bytes.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UserError: The file is damaged, would expand too much, or holds Python objects.
+        OSError: The file cannot be opened.
+        UserError: The file cannot be read, is damaged, would expand too much, or holds Python
+            objects.
     """
     with _stream(source) as file:
         try:
@@ -109,7 +110,7 @@ def npz_shapes(path: Any) -> dict[str, tuple[int, ...]]:
 
     Raises:
         OSError: The file cannot be read.
-        UserError: The file is damaged.
+        UserError: The file is damaged or holds Python objects.
     """
     with _stream(path) as file:
         try:
@@ -136,7 +137,7 @@ def _stream(source: Any) -> Iterator[Any]:
 
 
 def _arrays(archive: zipfile.ZipFile) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and content of each array, after checking its shape against its data size."""
+    """Yield each array and its name, after checking that the stated shape matches the data size."""
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         with archive.open(member) as file:

@@ -61,7 +61,7 @@ def _control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
         for names, path in paths.items():
             version_2 = kind == "cgroup2" and not names
             if version_2 or (kind == "cgroup" and "cpu" in names and "cpu" in options.split(",")):
-                # In a container the path can be that on the host, of which only `root` is mounted.
+                # In a container, `path` can be that on the host, of which only `root` is mounted.
                 inner = os.path.relpath(path, root) if root != "/" else path.lstrip("/")
                 group = Path(point) / ("" if inner.startswith("..") else inner)
                 yield group if group.is_dir() else Path(point), Path(point)

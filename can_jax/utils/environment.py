@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def restored_environment(*names: str) -> Iterator[None]:
-    """Restore environment variables when the context ends, or delete those that were not set.
+    """Restore environment variables when the context ends; delete those that were not set before.
 
     Args:
         names: The names of the variables that the body of the context may set.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 EXIT_REFUSED = 1  # an error of the user, which a restart would repeat
 EXIT_UNEXPECTED = 70  # BSD's EX_SOFTWARE: a fault or a hang, which a restart may not repeat
-EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command resumes
+EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: re-running the command resumes the run
 EXIT_INTERRUPTED = 130  # Ctrl-C, by the convention of shells
 
 

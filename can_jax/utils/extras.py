@@ -13,7 +13,7 @@ from can_jax.utils.errors import UserError
 DRIVER = Path("/proc/driver/nvidia/version")
 AMD = "/dev/kfd"
 CUDA13_DRIVER = 580  # the oldest major version of NVIDIA's driver that runs CUDA 13
-# The packages of the extra `cpu`, which all extras for training include, by their modules.
+# The names of packages in the extra `cpu`, which all extras for training include, by module name.
 PACKAGES = {
     "tensorflow": "TensorFlow",
     "tensorflow_datasets": "TensorFlow Datasets",
@@ -99,7 +99,8 @@ def unused_accelerator(platforms: str | None) -> str | None:
     if "cpu" in (platforms or "").split(","):
         return None
     if chips := tpu_chips():
-        name, extra = f"{len(chips)} TPU chips are present", "tpu"
+        plural = "s are" if len(chips) > 1 else " is"
+        name, extra = f"{len(chips)} TPU chip{plural} present", "tpu"
     elif os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles"):
         return None
     elif driver := nvidia_driver():
@@ -109,6 +110,6 @@ def unused_accelerator(platforms: str | None) -> str | None:
     else:
         return None
     return (
-        f"{name}, but JAX runs on the CPU: run {install_command(extra)} to use it, or set "
-        "JAX_PLATFORMS=cpu to use the CPU without this warning"
+        f"{name}, but JAX runs on the CPU: run {install_command(extra)} to use the accelerator, or "
+        "set JAX_PLATFORMS=cpu to use the CPU without this warning"
     )

@@ -15,7 +15,7 @@ PathT = TypeVar("PathT", epath.Path, Path)
 # The schemes of supported URLs.
 BUCKETS = ("gs", "s3", "az")
 STORES = (*BUCKETS, "hf")
-WEB = ("http", "https")  # servers that have no listing
+WEB = ("http", "https")  # servers that cannot list their files
 LARGEST_JSON = 2**28  # the maximum bytes of a JSON file
 
 
@@ -64,8 +64,8 @@ def checked_path(path: "str | os.PathLike[str]", web: bool = False) -> str:
         web: Whether the path may be on a web server, which holds data sets but no run directories.
 
     Raises:
-        UserError: The path is empty, the scheme of the URL is not supported, or the home directory
-            is unknown.
+        UserError: The path is empty or has a null character, the scheme of the URL is not
+            supported, or the home directory is unknown.
     """
     text = expand_home(os.fspath(path))
     if not text or "\0" in text:
@@ -145,7 +145,7 @@ def read_json(path: epath.Path, of: type | None = dict) -> Any:
 
     Raises:
         UserError: The file cannot be read, is larger than `LARGEST_JSON` bytes, is not valid JSON,
-            or its content is not of the type ``of``.
+            or has content of another type than ``of``.
     """
     try:
         if path.stat().length > LARGEST_JSON:
@@ -220,7 +220,7 @@ def replace_bytes(path: epath.Path | Path, content: bytes) -> None:
 def distinct_names(paths: Sequence[str]) -> list[str]:
     """Return the shortest ends of paths, such as ``run/evaluation``, that differ from one another.
 
-    If two paths are equal, the paths are returned.
+    If two paths are equal, all paths are returned unchanged.
     """
     parts = [path.rstrip("/").split("/") for path in paths]
     for length in range(1, max(map(len, parts), default=0)):

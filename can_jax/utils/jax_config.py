@@ -29,5 +29,5 @@ def _update(values: dict[str, Any]) -> None:
     changed = {name for name, value in values.items() if getattr(jax.config, name) != value}
     for name in changed:
         jax.config.update(name, values[name])
-    if "jax_enable_compilation_cache" in changed:  # JAX reads it only for the first program
+    if "jax_enable_compilation_cache" in changed:  # JAX reads this key only for the first program
         compilation_cache.reset_cache()

@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-# The ends of options, the best one first, and what timm, MAE and PyTorch Lightning call them.
+# The last parts of option names, the preferred first, and their names in timm, MAE and PyTorch
+# Lightning.
 CALLED: dict[tuple[str, ...], str] = {
     ("learning_rate", "learning_rates"): "lr blr base_lr learningrate",
     ("weight_decay", "weight_decays"): "wd decay",
@@ -99,5 +100,5 @@ def _contains(key: str, name: str) -> bool:
 
 
 def _alike(name: str, forms: Iterable[str]) -> list[str]:
-    """Return a list of the form that is most similar to a name; empty if none is similar."""
+    """Return a list with the form most similar to a name, or an empty list if none is similar."""
     return difflib.get_close_matches(name, sorted(set(forms)), n=1, cutoff=LIKE)

@@ -29,7 +29,7 @@ LINE = 100  # characters after which a growing line is continued on the next
 _output = threading.RLock()
 _open: "Phase | None" = None  # the operation whose line is not ended
 _active: list["Phase"] = []  # the operations in progress, the innermost last
-_last_sign = 0.0  # the `time.perf_counter()` of the last update of an operation, or message
+_last_sign = 0.0  # the `time.perf_counter()` of the last progress update or other output
 
 
 class Phase:
@@ -98,8 +98,8 @@ class Phase:
     def _is_due(self) -> bool:
         """Return whether to print now.
 
-        An operation prints at its `FIRST_SECONDS`. Later signs are due when nothing was printed for
-        `PERIOD`, so that a series of short nested operations does not silence this one.
+        The first update is due `FIRST_SECONDS` after the start of the operation. A later update is
+        due if nothing was printed for `PERIOD` seconds, even during short nested operations.
         """
         lasting = [phase for phase in _active if phase.seconds >= FIRST_SECONDS]
         if not lasting or lasting[-1] is not self:
@@ -137,7 +137,7 @@ def end_line() -> None:
     """End an unfinished progress line. Call this function before printing anything else."""
     global _last_sign
     with _output:
-        _last_sign = time.perf_counter()  # the message is a sign of life, too
+        _last_sign = time.perf_counter()  # the other output delays the next update, too
         if _open is not None:
             _open.end_line()
 

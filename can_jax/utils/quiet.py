@@ -56,7 +56,7 @@ def quiet_threads() -> Iterator[None]:
 
 
 class _RootHandler:
-    """A handler of the root logger that exists while at least one context needs it.
+    """A context manager that gives a root logger without handlers a temporary handler.
 
     absl calls `logging.basicConfig` with its first message if the root logger has no handler. The
     handler would stay, and a later `logging.basicConfig` of the calling program would have no

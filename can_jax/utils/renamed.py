@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-# Old name of a key to its new name, in any block. Remove an entry after the release that follows.
+# Old name of a key to its new name, in any block. Remove an entry after the next release.
 RENAMED = {"greyscale": "grayscale"}
 
 

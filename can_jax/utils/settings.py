@@ -305,7 +305,7 @@ class Key:
 class Value(FieldReference):
     """The value of a key in a `ConfigDict`, without the silent type conversion of `FieldReference`.
 
-    Setting a tuple to None makes it empty, if it can be empty but not None.
+    Setting a tuple key to None stores ``()`` if the key allows ``()`` but not None.
     """
 
     def __init__(self, key: Key):

@@ -24,7 +24,7 @@ SET_BY_IMPORT = (
     "TPU_ML_PLATFORM", "TPU_ML_PLATFORM_VERSION", "ENABLE_RUNTIME_UPTIME_TELEMETRY",
     "HDF5_PLUGIN_PATH",
 )  # fmt: skip
-_IMPORT = Lock()  # Otherwise, a second thread would restore the variables that the first has set.
+_IMPORT = Lock()  # Without it, a second thread would restore variables that the first has set.
 
 
 @functools.cache
@@ -33,6 +33,7 @@ def tensorflow() -> ModuleType:
 
     Raises:
         UserError: TensorFlow is not installed.
+        ModuleNotFoundError: A package that TensorFlow requires is not installed.
     """
     try:
         with _IMPORT, _import_settings():
@@ -69,8 +70,8 @@ def import_ahead() -> None:
 def _import_settings() -> Iterator[None]:
     """Set environment variables that TensorFlow reads during its import, and restore them.
 
-    With the legacy Keras, TensorFlow skips the import of Keras, which takes most of the time, if
-    the legacy Keras is not installed. `tf.keras` is available after the context ends. Child
+    If the legacy Keras is selected but not installed, TensorFlow does not import Keras, which would
+    take most of the import time. `tf.keras` is available after the context ends. Child
     processes of the calling program must not inherit these variables.
     """
     with restored_environment(*SETTINGS, *SET_BY_IMPORT):

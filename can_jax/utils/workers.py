@@ -17,9 +17,9 @@ from can_jax.utils.extras import install_command
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-RETRIES = 20  # of a unit whose node or process has died; a unit that crashes must fail in the end
+RETRIES = 20  # of a unit whose node or process died; a unit that always crashes must finally fail
 SECONDS_TO_ANSWER = 20.0  # the timeout for a connection to the head of a cluster
-TASKS_PER_CORE = 2  # units that are submitted at a time, so that no core waits for its next unit
+TASKS_PER_CORE = 2  # units submitted per core, so that no core waits for its next unit
 
 
 class Workers(NamedTuple):
@@ -47,8 +47,8 @@ class Workers(NamedTuple):
                 cluster.
 
         Raises:
-            UserError: The cluster cannot be reached, has another version of can_jax, or lost the
-                same unit more than `RETRIES` times.
+            UserError: Ray is not installed, the cluster cannot be reached or has another version of
+                can_jax, or the cluster lost the same unit more than `RETRIES` times.
         """
         if self.cluster is not None:
             return self._on_cluster(self.cluster, function, items, gpu)
@@ -136,7 +136,7 @@ def _call(here: tuple[str, str], function: Callable[[Item], Result], item: Item)
 
     Args:
         here: The version of can_jax that the node must have, and the working directory for relative
-            paths. A node without this directory keeps its own.
+            paths. A node that lacks this directory keeps its own working directory.
         function: The function to call.
         item: The argument of ``function``.
 
@@ -162,5 +162,5 @@ def _start_process() -> None:
 
 
 def _silence_pillow() -> None:
-    """Ignore Pillow's warnings in a worker process, since undecodable images are listed anyway."""
+    """Ignore Pillow's warnings in a worker process, since commands report undecodable images."""
     warnings.filterwarnings("ignore", module="PIL")

@@ -66,6 +66,8 @@ def test_unused_accelerator_is_named_with_its_extra(machine, monkeypatch):
     assert extras.unused_accelerator(None) is None  # The user hid the GPUs.
     machine(chips=["/dev/accel0", "/dev/accel1"])
     assert extras.unused_accelerator("").startswith("2 TPU chips are present")
+    machine(chips=["/dev/accel0"])
+    assert extras.unused_accelerator("").startswith("1 TPU chip is present")
     machine()
     assert extras.unused_accelerator(None) is None
 
