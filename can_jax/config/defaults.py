@@ -73,7 +73,7 @@ DATA: Table = {
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
-        0.0, Number(0, 1e6), "The memory of a process for cached images; 0 disables the cache.",
+        0.0, Number(0, 1e6), "The size of each process's cache of encoded images; 0 disables it.",
         unit="GB",
     ),
     "disk_cache": Key(None, Text(), "A folder for cached images, which several hosts may share."),
