@@ -95,18 +95,23 @@ def pretrain(
             the mesh and the learning rate, may always change.
 
     Raises:
-        can_jax.errors.UserError: The configuration, data or run directory is invalid, or training
-            diverged.
+        can_jax.errors.UserError: The configuration, data or run directory is invalid,
+            ``allow_changes`` has an unknown name, or training diverged.
         can_jax.errors.Preempted: A signal such as SIGTERM stopped the run, which first saved a
             checkpoint.
     """
     from etils import epath
 
+    from can_jax.checkpoint.resume import CHANGES
     from can_jax.train.pretrain import pretrain as train
+    from can_jax.utils.errors import UserError
     from can_jax.utils.files import checked_path
 
+    allowed = (allow_changes,) if isinstance(allow_changes, str) else tuple(allow_changes)
+    if unknown := [name for name in allowed if name not in CHANGES]:
+        raise UserError(f"allow_changes={unknown[0]!r}: choose from {', '.join(CHANGES)}")
     with host_logging():
-        train(config, epath.Path(checked_path(workdir)), allowed=tuple(allow_changes))
+        train(config, epath.Path(checked_path(workdir)), allowed=allowed)
 
 
 def evaluate_encoder(

@@ -139,6 +139,13 @@ def test_path_that_cannot_be_one_is_refused(path):
             call()
 
 
+@pytest.mark.parametrize("names", ["batch-size", ["seed", "batch-size"]])
+def test_unknown_name_of_allowed_changes_is_refused_with_the_names(tmp_path, names):
+    message = "allow_changes='batch-size': choose from seed, batch_size, data"
+    with pytest.raises(UserError, match=message):
+        can_jax.pretrain(tiny(), tmp_path / "run", allow_changes=names)
+
+
 def test_unknown_format_of_an_export_is_refused_with_the_formats(tmp_path):
     with pytest.raises(UserError, match="--format=pickle: choose one of timm, huggingface"):
         can_jax.export_encoder("run", "pickle", tmp_path / "export")
