@@ -180,7 +180,7 @@ MODEL: Table = {
     "attention": Key(
         AUTO, Choice(ATTENTION),
         "The implementation of attention on GPUs. `cudnn` is NVIDIA's fused kernel, which `auto` "
-        "selects for 16-bit dtypes on Ampere and later GPUs; `xla` uses plain matrix products.",
+        "selects for bfloat16 on Ampere and later GPUs; `xla` uses plain matrix products.",
     ),
     "remat": Key(
         "none", Choice(tuple(REMAT_POLICIES)),

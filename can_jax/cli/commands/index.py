@@ -1,6 +1,6 @@
 """`python -m can_jax.data.index PATH [--split=train] [--source=…] [--verify=decode|read|none]`
 
-Writes an index of a data set, which holds the location of each example for random access. By
+Writes an index, which holds the location of each example of a data set for random access. By
 default, the command decodes every image, leaves undecodable images out of the index, and lists
 images with identical content. PATH has the form of `config.data.path` in a recipe. The index is
 written to a subfolder of the data, where training finds it, or to the folder of `--out`. Re-running
