@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from can_jax.config import load_recipe, resolve
 from tests.helpers.runs import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "reproduce_can.ipynb"
@@ -81,3 +82,12 @@ def test_committed_outputs_are_of_a_whole_run():
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
     home = os.path.expanduser("~")
     assert home not in printed(notebook) and "/tmp" not in printed(notebook)
+
+
+def test_comparison_trains_mae_and_simclr():
+    """Other methods, for the same FLOPs, would take hours."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cell = next(cell.source for cell in notebook.cells if "COMPARE = False" in cell.source)
+    names = {"load_recipe": load_recipe, "resolve": resolve, "STEPS": 800}
+    exec(cell.replace("COMPARE = False", "COMPARE = True"), names)
+    assert list(names["steps"]) == ["can", "mae", "simclr"]
