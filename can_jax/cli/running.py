@@ -1,5 +1,6 @@
 """The function `run`, which runs a command and exits this process with the command's code."""
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -30,6 +31,7 @@ def run(command: Command) -> NoReturn:
     logging.use_absl_handler()  # Must precede the replacement of `sys.stderr`.
     forgive_streams()
     spare_absent_tpu()
+    atexit.register(exit_if_stopped)  # Before imports whose exit handlers must run first.
     os.environ["MPLBACKEND"] = "Agg"  # A notebook may have set an interactive backend.
     warnings.filterwarnings("ignore", module="PIL")  # The pipeline reports undecodable images.
     keep_compiled()
@@ -40,6 +42,18 @@ def run(command: Command) -> NoReturn:
     give_up_buffers()
     bound_exit(code)
     sys.exit(code)
+
+
+def exit_if_stopped() -> None:
+    """Exit without JAX's exit handler if a signal ended the command outside the training loop.
+
+    The signal may have interrupted a compilation. A thread of XLA still compiles then, and would
+    crash once the exit handler has destroyed JAX's client. Exit handlers run in reverse order of
+    their registration, so those of packages that were imported since are not skipped.
+    """
+    if handler.stopped_alone and handler.fixed_code is not None:
+        give_up_buffers()
+        os._exit(handler.fixed_code)
 
 
 def bound_exit(code: int) -> None:

@@ -74,6 +74,21 @@ def test_command_that_still_imports_is_stopped_as_promised(recipe, tmp_path, num
     assert not (tmp_path / "run").exists()
 
 
+def test_signal_during_a_compilation_gives_the_promised_code(recipe, tmp_path):
+    """XLA compiles in a thread of its own, which goes on while the process exits."""
+    options = ["model.depth=16", "model.scan=False", "probe.every_steps=0", "figures.every_steps=0"]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            heeding_signals(command(recipe, tmp_path / "run", *options)), cwd=ROOT, stdout=output,
+            stderr=output, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+        )  # fmt: skip
+        while "compiling the train step" not in (text := (tmp_path / "output").read_text()):
+            assert process.poll() is None, text
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75, (tmp_path / "output").read_text()
+
+
 def test_signal_waits_for_the_end_of_an_import(tmp_path):
     """An exception within the import of a C++ library ends in a segmentation fault."""
     slow = "import time; print('importing', flush=True); time.sleep(1); print('imported')"
