@@ -18,6 +18,7 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.nested import flatten
 from can_jax.utils.settings import Several, Whole, refuse
 
+RATE = "optimizer.learning_rate"
 TUNING = "linear"  # The protocol with an accuracy on held-out training examples.
 KEY_DIGITS = 10  # The length of the hash that identifies a run.
 RATES = Several(RECIPE["optimizer"]["learning_rate"].kind, empty=False)
@@ -31,7 +32,8 @@ class Arm:
     Attributes:
         name: The unique name of the arm.
         group: The group under which the report lists the arm.
-        changes: The changes to the study's recipe, by dotted key.
+        changes: The changes to the study's recipe, by dotted key. A learning rate among them
+            replaces the inherited one.
         like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
             not tuned also inherits the learning rate.
         tuned: Whether to select the learning rate by trial instead of inheriting it. All rates of
@@ -119,6 +121,11 @@ class Plan:
                     f"config.arms: {arm.name!r}: like={arm.like!r} is not the name of an earlier "
                     "arm"
                 )
+            if "seed" in arm.changes or (arm.tuned and RATE in arm.changes):
+                raise UserError(
+                    f"config.arms: {arm.name!r} cannot change the seed, nor the learning rate if it "
+                    "is tuned; set its seeds, or tuned=False"
+                )
             if not arm.tuned and arm.like is None:
                 raise UserError(
                     f"config.arms: {arm.name!r}: set tuned=True, or set like to the name of an "
@@ -140,8 +147,8 @@ class Plan:
 
     def run(self, arm: Arm, learning_rate: float, seed: int) -> Run:
         """Return the run of an arm with a given learning rate and seed."""
-        own = {"optimizer.learning_rate": learning_rate, "seed": seed}
-        config = resolve(changed(self._recipe, self.changes(arm) | own))
+        own = {RATE: learning_rate, "seed": seed} | self.changes(arm)
+        config = resolve(changed(self._recipe, own))
         if arm.equal_flops:
             reference = changed(self._recipe, self.changes(self.arms[self.reference]))
             ratio = train_flops_per_image(resolve(reference)) / train_flops_per_image(config)

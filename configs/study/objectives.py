@@ -4,8 +4,9 @@
         --config.recipe.data.path=/data/cifar10
 
 The study tests that each objective learns. The arms are CAN, the untrained encoder, and the
-variants of `configs/cifar10_methods.py`, for three epochs and one seed. The curves of a result hold
-the kNN accuracy before the first and after the last step.
+variants of `configs/cifar10_methods.py`, for three epochs. The curves of a result hold the kNN
+accuracy before the first and after the last step. CAN, SimCLR and CAN with KoLeo have three seeds,
+a second learning rate, and for SimCLR also CAN's number of FLOPs. The other arms have one seed.
 
 Hardware: two CPU cores, about ten minutes per arm. Re-running the command resumes the study.
 Result: `docs/study_objectives.md`. kNN 44 to 51 %, 36 % for latents, 30 % untrained;
@@ -20,10 +21,12 @@ from can_jax.evaluate.config import default_evaluation
 
 WIDEST = 512
 WIDTHS = ("model.projector.hidden", "model.projector.outputs", "objective.dense.hidden")
+COMPARED = ("simclr", "can_koleo")  # with CAN, over several seeds
 NAMES = (
-    "simclr", "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec",
-    "can_koleo", "densecl", "latents", "can_latents",
+    "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec", "densecl",
+    "latents", "can_latents",
 )  # fmt: skip
+GROUP = {"group": "objectives"}
 
 
 def changes(name: str) -> dict:
@@ -41,12 +44,19 @@ def get_config() -> ConfigDict:
     evaluation.linear.update(
         learning_rates=(0.03, 0.3), weight_decays=(0.0,), features=("patches",), epochs=20
     )
-    arms = [{"name": "can", "group": "objectives", "tuned": True}]
-    arms += [{"name": "untrained", "group": "objectives", "like": "can", "untrained": True}]
+    tuned = GROUP | {"tuned": True}
+    arms = [{"name": "can", **tuned, "seeds": 3}]
+    arms += [{"name": "untrained", **GROUP, "like": "can", "untrained": True}]
+    arms += [{"name": name, **tuned, "seeds": 3, "changes": changes(name)} for name in COMPARED]
     arms += [
-        {"name": name, "group": "objectives", "tuned": True, "changes": changes(name)}
-        for name in NAMES
+        {"name": "simclr, equal FLOPs", **GROUP, "like": "simclr", "equal_flops": True, "seeds": 3}
     ]
+    arms += [
+        {"name": f"{name}, learning rate 0.004", "group": "learning rate", "like": name,
+         "changes": {"optimizer.learning_rate": 4e-3}}
+        for name in ("can", *COMPARED)
+    ]  # fmt: skip
+    arms += [{"name": name, **tuned, "changes": changes(name)} for name in NAMES]
     return ConfigDict(
         {
             "name": "objectives",

@@ -160,6 +160,16 @@ def test_study_without_a_probe_is_refused():
         Plan(study)
 
 
+def test_arm_sets_its_own_learning_rate_but_no_seed():
+    arms = small_study().arms
+    rate = {"name": "fast", "group": "", "like": "CAN", "changes": {"optimizer.learning_rate": 0.5}}
+    plan = Plan(small_study(arms=(*arms, rate)))
+    assert plan.run(plan.arms["fast"], 1e-3, 0).config.optimizer.learning_rate == 0.5
+    for changed in (rate | {"tuned": True}, rate | {"changes": {"seed": 1}}):
+        with pytest.raises(UserError, match="'fast' cannot change the seed, nor the learning rate"):
+            Plan(small_study(arms=(*arms, changed)))
+
+
 def test_each_of_many_arms_has_a_curve(tmp_path):
     points = [{"step": step, "probe/knn": 10.0 + step} for step in (0, 300)]
     result = {"curves": points, "config": {"batch_size": 1}, "flops_per_image": 1}
