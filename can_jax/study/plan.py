@@ -123,8 +123,8 @@ class Plan:
                 )
             if "seed" in arm.changes or (arm.tuned and RATE in arm.changes):
                 raise UserError(
-                    f"config.arms: {arm.name!r} cannot change the seed, nor the learning rate if it "
-                    "is tuned; set its seeds, or tuned=False"
+                    f"config.arms: {arm.name!r} cannot change the seed, nor the learning rate if "
+                    "it is tuned; set its seeds, or tuned=False"
                 )
             if not arm.tuned and arm.like is None:
                 raise UserError(
