@@ -104,8 +104,8 @@ class _Log:
 def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     """Yield the image and label of each record of a TFRecord file, compressed or not.
 
-    For content with a wrong checksum, ``parse`` receives empty bytes. After a damaged header,
-    reading resumes at the next valid header.
+    For a record whose content has a wrong checksum, ``parse`` receives empty bytes. After a damaged
+    header, reading resumes at the next valid header.
 
     Args:
         path: The path or URL of the file.

@@ -39,7 +39,7 @@ def compression_of(start: bytes) -> str | None:
 
 
 def compressed_problem(kind: str) -> str:
-    """Return a phrase that states how a shard is compressed, and how to read it nevertheless."""
+    """Return a phrase that names the compression of a shard and advises how to use the shard."""
     advice = "decompress it"
     if kind != "lz4":
         advice += (
@@ -98,8 +98,8 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
-    """Return the tar member described by a header block, or None if the block is not the header of
-    a regular file in the usual notation.
+    """Return the tar member that a header block describes; None if the block is not the header of a
+    regular file in the notation of `FIELDS` and `DEVICES`.
 
     `tarfile` parses any header, but takes several times as long, which limits the rate of a stream.
     Only name, size and checksum are set; the other fields have their default values.
@@ -252,8 +252,8 @@ class Members:
         return bool(file.read(1))
 
     def _is_padded(self, start: int, end: int, after: int) -> bool:
-        """Return whether zeros between two concatenated tars are padding of the first tar to a
-        multiple of one of the `RECORDS` sizes."""
+        """Return whether the zeros between two concatenated tars pad the first tar to a multiple of
+        a size in `RECORDS`."""
         padding = after - end
         return not padding or any(
             padding < record and (after - start) % record == 0 for record in RECORDS

@@ -87,7 +87,7 @@ def _read(path: str) -> Any:
         with open_file(path) as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise ValueError(f"it has more than {LARGEST} bytes")
+            raise ValueError(f"the file has more than {LARGEST} bytes")
         return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{shown(path)} cannot be read: {one_line(error)}") from error

@@ -161,8 +161,8 @@ class _Group:
         self._unused = unused
 
     def takes(self, name: str) -> bool:
-        """Return whether an image is a new example, and record the name of a new example. An image
-        that accompanies an earlier image, such as a mask, is not a new example."""
+        """Return whether an image is a new example, and if so, record its name. An image that
+        accompanies an earlier image, such as a mask, is not a new example."""
         stem = posixpath.splitext(name)[0]
         if stem in self._stems or (self._stems and self._accompanies(stem)):
             return False
@@ -195,13 +195,14 @@ class _Group:
 
     def _count_no_integer(self, name: str, content: bytes) -> None:
         """Count a label that is not an integer. All labels that are not integers count as one kind,
-        and the name of the kind quotes the first of them."""
+        and the name of this kind quotes the first such label."""
         kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
         text = content[:20].decode(errors="backslashreplace")
         self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
 
     def add_image(self, name: str, image: Any) -> None:
-        """Record the result of ``take`` for an image that is an example."""
+        """Record an example, given the value that ``take`` returned for its image; see
+        `examples_of_tar`."""
         self._images.append((posixpath.splitext(name)[0], image))
         self._bytes += len(image) if isinstance(image, bytes) else 0
 
@@ -260,7 +261,7 @@ def list_unused(unused: Unused) -> str:
 
 
 def base_kind(kind: str) -> str:
-    """Return the name of a kind of unused members without the example that the name may quote."""
+    """Return a kind of unused members without the label that it may quote after `SUCH_AS`."""
     return kind.split(SUCH_AS)[0]
 
 

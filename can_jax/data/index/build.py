@@ -1,5 +1,5 @@
-"""The index builder. It writes a table of all usable examples, and text files that list undecodable
-examples, duplicates and damaged shards."""
+"""The index builder. The index contains a table of all usable examples, and text files that list
+undecodable examples, duplicates and damaged shards."""
 
 import errno
 import hashlib

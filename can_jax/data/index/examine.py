@@ -267,7 +267,7 @@ def _load(path: Path) -> Part:
         content = read_npz(path)
         return Part(**{field: content[field] for field in Part._fields})
     except (UserError, KeyError) as error:
-        raise UserError(f"{shown(str(path))}: {one_line(error)}; delete it") from error
+        raise UserError(f"{shown(str(path))}: {one_line(error)}; delete this file") from error
 
 
 def _fingerprint(plan: Plan, names: list[str]) -> str:

@@ -1,5 +1,5 @@
-"""A lock that admits one writer to a folder at a time. It works across hosts if their shared file
-system supports locks."""
+"""A lock that admits one writer to a folder at a time. The lock works across hosts if their shared
+file system supports locks."""
 
 import contextlib
 import fcntl

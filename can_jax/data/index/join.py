@@ -28,8 +28,8 @@ Rows = Int[np.ndarray, " copies"]
 
 
 class Joined(NamedTuple):
-    """The decodable rows of all parts in memory-mapped columns, and the numbers of examples and tar
-    members left out.
+    """The joined columns of all decodable examples, and the numbers of left-out examples and tar
+    members.
 
     Attributes:
         columns: The memory-mapped array of each column, by name.
@@ -47,7 +47,8 @@ class Joined(NamedTuple):
 def join_parts(
     parts: Iterable[Part], names: Sequence[str], unit: int, folder: Path, undecodable: Path
 ) -> Joined:
-    """Write the decodable rows of all parts to raw files, and the undecodable ones to a text file.
+    """Write the rows of decodable examples to raw files, one for each column, and list undecodable
+    examples in a text file.
 
     Args:
         parts: The result of each unit of work, in the order of the files.
@@ -84,10 +85,10 @@ def map_raw(path: Path, kind: type) -> np.ndarray:
 
 
 def copies_of(digest: UInt64[np.ndarray, " rows"], folder: Path) -> tuple[Rows, Rows]:
-    """Return the rows whose content equals that of an earlier row, and for each the first row with
-    this content.
+    """Return the index of each row that duplicates an earlier row, and the index of the first row
+    with this content.
 
-    Both returned arrays are sorted by the row of the duplicate. Rows are distributed by digest to
+    Both returned arrays are sorted by the index of the duplicate. Rows are distributed by digest to
     temporary files that are small enough to sort in memory.
 
     Args:

@@ -2,7 +2,8 @@
 
 Each chunk of up to 64 images is decoded and cropped by one thread of tf.data. Decoding and cropping
 run Python only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow
-decodes these images. In training, an image that Pillow cannot decode either is replaced by another.
+decodes the images that TensorFlow cannot decode. In training, an image that neither library can
+decode is replaced by another image.
 """
 
 import functools
