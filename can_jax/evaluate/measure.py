@@ -130,7 +130,7 @@ def measure(
 
 
 def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
-    """Check the data settings of a pretraining run, and its other settings that a protocol reads.
+    """Check that the settings of a pretraining run that an evaluation reads are valid.
 
     Args:
         run: The configuration of the pretraining run, with the ``data`` block of the evaluation.

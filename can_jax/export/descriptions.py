@@ -58,7 +58,7 @@ def huggingface_class(model: Model, contents: str) -> str:
 
 
 def huggingface_config(model: Model, contents: str, format: str = "huggingface") -> dict[str, Any]:
-    """Return the content of `config.json` for a model of transformers.
+    """Return the content of `config.json` for a model of the library `transformers`.
 
     Args:
         model: The model to export.

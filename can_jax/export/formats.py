@@ -74,7 +74,7 @@ def write_json(path: epath.Path, content: dict[str, Any]) -> None:
 def write_huggingface(
     model: Model, contents: str, folder: epath.Path, format: str = "huggingface"
 ) -> str:
-    """Write files for `from_pretrained` of transformers; return the name of the weight file.
+    """Write the files of a `transformers` model, and return the name of the weight file.
 
     An encoder is exported as `ViTModel` or, with LayerScale or registers, as `Dinov2Model` or
     `Dinov2WithRegistersModel`. ``full`` is exported as `ViTMAEForPreTraining`, and a classifier as

@@ -30,7 +30,7 @@ class Statement(NamedTuple):
 LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 FILES = {
     "timm": 'a folder for timm\'s `create_model("local-dir:…")`',
-    "huggingface": "a directory for `from_pretrained` of transformers",
+    "huggingface": "a directory for `from_pretrained` of the library `transformers`",
     "big_vision": 'the flat npz of big_vision\'s `vit.Model` (`pool_type="tok"`, no head)',
     "safetensors": "plain arrays",
     "stablehlo": "a program of `jax.export` for CPU, CUDA and TPU",

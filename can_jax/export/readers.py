@@ -204,7 +204,7 @@ def without_registers(tokens: np.ndarray, model: Model) -> np.ndarray:
 
 
 def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
-    """Load a model of transformers from a directory, offline.
+    """Load a model of the library `transformers` from a directory, offline.
 
     Args:
         kind: The name of the transformers class.
@@ -229,7 +229,7 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Suppress the warnings and progress bars of transformers within this context.
+    """Suppress the warnings and progress bars of the library `transformers` within this context.
 
     Args:
         logging: The module `transformers.utils.logging`.

@@ -312,7 +312,8 @@ class Loop:
         self.progress.rewinds += 1
         self.logger.report.say(
             f"resumed from the checkpoint of step {restored}; the images at positions "
-            f"{size * (restored + before)} to {size * (step + before) - 1} are skipped"
+            f"{size * (restored + before)} to {size * (step + before) - 1} of the data order are "
+            "skipped"
         )
         return restored, state
 

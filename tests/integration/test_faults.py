@@ -375,7 +375,9 @@ def test_run_goes_back_to_before_the_loss_jumped(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "loss was" in line)
     assert line.endswith("up to step 118; rolling back to the checkpoint of step 100")
-    positions = f"the images at positions {16 * 100} to {16 * 118 - 1} are skipped"
+    positions = (
+        f"the images at positions {16 * 100} to {16 * 118 - 1} of the data order are skipped"
+    )
     assert f"resumed from the checkpoint of step 100; {positions}" in done.stdout
     assert [line["step"] for line in metrics(tmp_path)] == [20, 40, 60, 80, 100, 120]
 

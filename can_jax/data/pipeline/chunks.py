@@ -251,10 +251,11 @@ def decoded(
         images: The encoded images, as a string tensor or as a `Block` of tensors.
         positions, labels: The stream position and label of each example.
         mend: A Python function that is called only if TensorFlow cannot decode an image. ``mend``
-            takes the views of the decoded images, their rows, all positions, all labels and
-            ``extra``. ``mend`` returns the views, the labels and the numbers of skipped examples of
-            all rows.
-        extra: Additional tensors to pass to ``mend``.
+            takes the views of the images that were decoded, their indices in the chunk, the
+            positions and labels of the whole chunk, and the tensors of ``extra`` as further
+            arguments. ``mend`` returns the views, the labels and the numbers of skipped examples of
+            the whole chunk.
+        extra: Further tensors to pass to ``mend``.
     """
     tf = tensorflow()
     labels = tf.ensure_shape(labels, (None,))
