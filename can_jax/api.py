@@ -40,8 +40,8 @@ def load(
             width). Defaults to the image size of pretraining, and is required if no file states it.
         heads: The number of attention heads of the encoder, required only if neither the files nor
             the width and depth of the ViT determine it.
-        gelu: The form of the GELU activation: ``exact``, ``tanh`` or ``quick``. It is required for
-            an encoder of CLIP if no file states the form.
+        gelu: The form of the GELU activation: ``exact``, ``tanh`` or ``quick``. Required for a
+            CLIP encoder if no file states the form.
         mean: The mean that normalizes images with values in [0, 1]: one number, or one for each
             channel. By default, the mean is read from the files; if they state none, images of
             three channels use ImageNet's mean, with a warning.
@@ -219,14 +219,14 @@ def plan_run(
 
     The function blocks until a child process has compiled the step. A child process is needed
     because JAX cannot change its devices after initialization. If ``config.mesh`` does not match
-    the number of devices, the step is planned for another mesh, with a warning.
+    the number of devices, the step is planned for a mesh that matches, with a warning.
 
     Args:
         config: The configuration of the pretraining run. The data set is not read.
         topology: The devices, such as the TPU slice ``v5e:16x16``, or ``h100:8x4`` for four hosts
             of eight GPUs.
-        slices: The number of TPU slices of this topology, which a slower network connects. For
-            GPUs, the number of hosts is multiplied by ``slices``.
+        slices: The number of TPU slices of this topology; a slower network connects the slices.
+            For GPUs, the number of hosts is multiplied by ``slices``.
         mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
             0.4. ``mfu`` is rejected if the compiler for these devices is installed, because the
             time is then estimated from the compiled program.
@@ -237,7 +237,7 @@ def plan_run(
 
     Raises:
         can_jax.errors.UserError: The topology is unknown, a setting is invalid, ``mfu`` is
-            rejected, or the planner fails otherwise.
+            rejected, or the planner fails for another reason.
     """
     from can_jax.plan.child import plan_in_child
 

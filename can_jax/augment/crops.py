@@ -70,7 +70,7 @@ def random_boxes(
     After `ATTEMPTS` draws, the largest centered box with a ratio in ``aspect`` is used.
 
     With ``fit="clamp"``, a box is drawn once, and its sides are limited to the sides of the image.
-    BYOL's code and MAE's linear probe do this.
+    BYOL's code and MAE's linear probe clamp boxes.
 
     Args:
         seed: The seed of the run.

@@ -1,4 +1,4 @@
-"""Presets of `config.augment`, as dicts of the keys that differ from the default values.
+"""Presets of `config.augment`, as dicts of the values that differ from the defaults.
 
 The default values are the preset ``can``. A recipe applies another preset with
 ``config.augment.update(PRESETS["mae"])``.
