@@ -116,7 +116,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A hash of the configuration, the runs, the images and the labels."""
+        """A hash of the configuration, the seed and learning rate of each run, and the images."""
         runs = [self.seeds, self.learning_rates]
         determining = json.dumps([to_json(self.config), runs, self.images.digest])
         return hashlib.sha256(determining.encode()).hexdigest()[:16]

@@ -181,7 +181,9 @@ class Training:
         return True
 
     def save_encoders(self, folder: Path) -> None:
-        """Write the encoder of each seed to an npz file with the parameter names of MAE.
+        """Write each run's encoder to an npz file named by seed, with MAE's parameter names.
+
+        If several runs have the same seed, only the encoder of the last of them remains.
 
         To read a file, pass the configured values of ``heads``, ``mean`` and ``std`` to
         `can_jax.load`.
@@ -203,7 +205,7 @@ class Training:
             path.unlink(missing_ok=True)
 
     def _state_files(self, folder: Path) -> list[Path]:
-        """Return the path of each run's train state; several runs can have the same seed."""
+        """Return the path of each run's train state, named by index because seeds can repeat."""
         return [self._file(folder, f"run-{i}") for i in range(len(self.cell.seeds))]
 
     def _file(self, folder: Path, name: str) -> Path:

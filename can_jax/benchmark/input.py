@@ -46,8 +46,9 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         The median throughputs: ``reads_alone`` (of encoded images), ``decode_only``, ``crops`` (of
             decoded images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (to
             arrays on the devices) and ``pil_two_view`` (the Pillow baseline). ``python_limit`` is
-            the throughput at which reading keeps one core busy with Python. Because one thread at a
-            time runs Python, more cores do not raise this limit. The dict also holds the settings.
+            the throughput of reading at which Python code occupies one core. Because one thread at
+            a time runs Python, more cores do not raise this limit. The dict also holds ``threads``,
+            ``image_size``, ``batch_size``, ``examples`` and ``rounds``.
 
     Raises:
         UserError: TensorFlow cannot decode any of the sampled images.
@@ -133,10 +134,10 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
     Args:
         config: The resolved configuration.
         source: The source to read.
-        python: A list to which each measurement appends the images per second of CPU time that the
-            process spends in user mode. Python spends almost all of this time: tf.data spends a few
-            microseconds per chunk of images, and the operating system copies images without
-            Python's lock.
+        python: A list to which each measurement appends the number of images divided by the
+            process's CPU seconds in user mode. Python spends almost all of this time: tf.data
+            spends a few microseconds per chunk of images, and the operating system copies images
+            without Python's lock.
     """
     rows = np.arange(config.batch_size)
     pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)
@@ -176,8 +177,8 @@ def _rate(
         batches: The iterator.
         images: The number of images in each element.
         seconds: The duration of the measurement.
-        of_user_time: A list to which the number of images, divided by the seconds of CPU time that
-            the process spent in user mode, is appended; None for no list.
+        of_user_time: A list to which the function appends the number of images divided by the
+            process's CPU seconds in user mode; None for no list.
     """
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)

@@ -153,7 +153,10 @@ def take_turns(
 
 
 def rated(whole: Result) -> Result:
-    """Add median throughputs, MFU and the speedup over PyTorch to ``whole``, and return it."""
+    """Add median throughputs, MFU and the speedup over PyTorch to the results ``whole``.
+
+    Return ``whole``.
+    """
     steps = whole["steps"]
     for step in steps.values():
         if rates := step.get("rates"):
