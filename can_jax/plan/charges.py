@@ -17,8 +17,8 @@ class Charge:
             ``elementwise``.
         seconds: The time of one execution in seconds.
         times: The number of executions in a step.
-        basis: The origin of ``seconds``: ``compiler`` (its cycles), ``memory`` (a roofline of bytes
-            and FLOPs) or ``link`` (the bandwidth of a network).
+        basis: The origin of ``seconds``: ``compiler`` (the compiler's cycles), ``memory`` (a
+            roofline of bytes and FLOPs) or ``link`` (the bandwidth of a network).
         line: The Python source line from which the instruction was traced, or None if unknown.
         launched: Whether the instruction is launched as a kernel, unlike operations on scalars.
         note: The reason why the time is uncertain, such as an unknown trip count of a loop, or

@@ -38,8 +38,8 @@ def plan_in_child(
         config: The configuration of the run to plan.
         topology: The name of the devices, such as ``v5e:16x16``.
         slices: The number of TPU slices. For GPUs, the number of hosts is multiplied by ``slices``.
-        mfu: The model FLOPs utilization to assume if the step is compiled for CPU devices, above 0
-            and at most 1; None for 0.4.
+        mfu: The model FLOPs utilization, above 0 and at most 1, to assume if the step is compiled
+            for CPU devices; None for 0.4.
 
     Raises:
         UserError: The planner failed: for example, the topology is unknown, a setting is invalid,

@@ -61,8 +61,8 @@ class _Transfer:
         kind: The kind of transfer, ``collectives`` or ``copies``.
         needed: The duration of the transfer in seconds.
         finish: The seconds from the start of the computation to the end of the transfer.
-        hidden: The seconds of the transfer that fusions have overlapped so far; None if all later
-            instructions overlap the transfer.
+        hidden: The seconds of the transfer that fusions have overlapped so far; None for a transfer
+            that overlaps every later instruction.
     """
 
     instruction: Instruction
@@ -185,7 +185,8 @@ class _Walk:
         """Return the seconds of an asynchronous copy.
 
         The result of a ``copy-start`` instruction holds the destination, the source and flags. The
-        copy moves as many bytes as the smaller of destination and source holds.
+        number of copied bytes is the size of the destination or of the source, whichever is
+        smaller.
         """
         large = [array.bytes for array in instruction.arrays if array.shape]
         return min(large[:2], default=0) / self._clock.memory_bandwidth
@@ -231,7 +232,8 @@ class _Schedule:
         self._sent: set[str] = set()  # Chains whose collective is charged.
 
     def run(self, computation: Computation, instruction: Instruction, part: str | None) -> None:
-        """Add the next instruction of the schedule."""
+        """Add the `Charge` list of the next instruction, and update the elapsed time and open
+        transfers."""
         opcode = instruction.opcode
         if opcode in ("while", "conditional", "call"):
             self._add(*self._walk.called(instruction, self._times, part))
@@ -263,7 +265,8 @@ class _Schedule:
         part: str | None,
         moves: list[tuple[str | None, float]],
     ) -> None:
-        """Add a fusion, which may also start, advance, finish or perform a collective."""
+        """Add the `Charge` list of a fusion, which may also start, advance, finish or perform a
+        collective."""
         seconds = 0.0
         if not moves or _counted(instruction):
             self._add(self._walk.single(computation, instruction, self._times, part))
@@ -301,7 +304,8 @@ class _Schedule:
             instruction: The instruction that starts the transfer.
             part: The part of the step to which the transfer belongs.
             moves: The chain ID and the seconds of each collective; empty for a copy.
-            stepwise: Whether only the fusions that advance the transfer overlap it.
+            stepwise: Whether the transfer overlaps only the fusions that advance it, not every
+                later instruction.
         """
         kind = "collectives" if moves else "copies"
         needed = sum(seconds for _, seconds in moves)
@@ -329,7 +333,8 @@ class _Schedule:
     def _send(
         self, instruction: Instruction, part: str | None, moves: list[tuple[str | None, float]]
     ) -> None:
-        """Count the full time of collectives without overlap, once for each chain ID."""
+        """Count the full time of each collective, since no instruction overlaps it. Collectives
+        that share a chain ID count once."""
         for chain, seconds in moves:
             if chain is None or chain not in self._sent:
                 if chain is not None:

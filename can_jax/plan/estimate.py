@@ -142,7 +142,7 @@ def make_plan(
 
     Raises:
         UserError: The mesh does not match the devices, the batch size is not divisible by the
-            number of shards and microbatches, or ``dump`` cannot be written.
+            number of shards times microbatches, or ``dump`` cannot be written.
     """
     mesh = make_mesh(config.mesh, topology.devices)
     parts = batch_shards(mesh) * config.accumulation.microbatches

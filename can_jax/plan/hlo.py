@@ -82,8 +82,8 @@ def chain_of(instruction: Instruction) -> str | None:
     """Return the chain ID of a collective, or None without an ID.
 
     The TPU compiler may split a collective over several fusions. The operations in these fusions
-    share a chain ID. A channel ID does not identify a collective: the gradients of all blocks can
-    have the same one.
+    share a chain ID. A channel ID does not identify a collective: the collectives of several
+    gradients can share one channel ID.
     """
     return instruction.attribute(r'chain_id="(\d+)"')
 
@@ -115,7 +115,7 @@ def collective_of(
 
 
 def _results(result_type: str, kind: str, *, started: bool) -> tuple[str, ...]:
-    """Return the dtypes and shapes of the results in the text of a result type.
+    """Parse the text of an HLO result type, and return the dtype and shape of each result.
 
     The result of an asynchronous start operation also contains its operands, which are omitted.
     """

@@ -283,7 +283,7 @@ def _called(attributes: str) -> Iterator[str]:
 
 
 def _table(text: str, name: str) -> dict[int, str]:
-    """Return a table from the head of the HLO text, such as ``FileNames``, as rows by number."""
+    """Return the rows, by row number, of a table at the head of HLO text, such as ``FileNames``."""
     found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
     rows = (line.split(" ", 1) for line in found[1].splitlines()) if found else ()
     return {int(number): value for number, value in rows}
