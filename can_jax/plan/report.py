@@ -32,7 +32,8 @@ def gib(size: int | float) -> str:
 
 
 def rounded(value: float) -> str:
-    """Round a number to three significant digits and to an integer; add thousands separators."""
+    """Format a number as an integer rounded to three significant digits, with thousands
+    separators."""
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
@@ -42,7 +43,7 @@ def length(config: ConfigDict, examples: int, rate: float) -> int:
     Args:
         config: The configuration of the planned run.
         examples: The number of images in an epoch.
-        rate: The expected throughput in images per second, read only if `total_minutes` is set.
+        rate: The expected throughput in images per second, used only if `total_minutes` is set.
     """
     if config.total_minutes is not None:
         return round(60 * config.total_minutes * rate)
@@ -143,7 +144,8 @@ def as_json(
 def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) -> dict[str, Any]:
     """Return the time estimate of a plan as JSON values.
 
-    Without an estimate, the main keys have the value None, and all other keys are omitted.
+    Without an estimate, the times, MFU, parts, kernels and memory traffic are None, and all other
+    keys are omitted.
 
     Args:
         plan: The plan.

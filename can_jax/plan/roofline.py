@@ -44,7 +44,8 @@ def target(instruction: Instruction) -> str | None:
 
 
 def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-    """Yield the instructions in the computations that an instruction calls, such as a fusion's.
+    """Yield each instruction of the computations that an instruction calls, such as a fusion's
+    body.
 
     Nested fusions are expanded. Each instruction comes with the computation that contains it.
 
@@ -66,7 +67,7 @@ def origin_of(program: Program, instruction: Instruction) -> Instruction:
     """Return the instruction whose metadata states the source location of a given instruction.
 
     An instruction usually has metadata of its own. For a fusion without metadata, as around a call
-    of cuBLAS, return the last instruction inside the fusion that has metadata.
+    of cuBLAS, return the last instruction with metadata inside the fusion.
     """
     if instruction.opcode != "fusion" or instruction.attribute('op_name="([^"]*)"'):
         return instruction
@@ -169,8 +170,8 @@ def _read(called: Computation, position: int, size: int) -> int:
 
 
 def _written(called: Computation, root: Instruction) -> int:
-    """Return the bytes that a fused computation writes for its root, or for an element of the
-    root."""
+    """Return the bytes that a fused computation writes for its root, or for one element of a root
+    tuple."""
     if root.opcode == "tuple":
         return sum(_written(called, called.by_name[name]) for name in root.operands)
     if root.opcode == "bitcast" and root.operands[0] in called.by_name:

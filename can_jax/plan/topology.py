@@ -139,7 +139,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 
     Raises:
         UserError: The name is invalid, the TPU compiler is not installed or refuses the topology,
-            or the required number of CPU devices differs from that of an initialized JAX.
+            or JAX is already initialized with another number of CPU devices.
     """
     parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
@@ -180,7 +180,8 @@ def _make_devices(count: int) -> None:
 
 
 def _this_cpu() -> Chip:
-    """Return the measured FLOP/s, memory share and assumed link bandwidths of a CPU device."""
+    """Return the properties of a CPU device: measured FLOP/s, its share of the memory, and assumed
+    link bandwidths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32"), memory, 10e9, 1e9)
 

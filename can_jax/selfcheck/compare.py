@@ -40,12 +40,15 @@ def tolerance(quantity: str, x64: bool) -> float:
 
 
 def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
-    """Return the network inputs that a reference file contains, with rows ordered by image.
+    """Return the network inputs that a reference file contains, with the views of an image in
+    consecutive rows.
 
     Args:
         config: The configuration of the network that the file describes.
-        file: The arrays of the file, with rows ordered by view.
-        order: The row indices that sort the rows of the file by image.
+        file: The arrays of the file. Rows hold the first view of each image, then the second view
+            of each, and so on.
+        order: The indices of the file's rows, ordered so that the views of an image are
+            consecutive.
     """
     dtype = jnp.dtype(config.model.dtype)
 
@@ -72,7 +75,8 @@ def statistics_of(config: ConfigDict, file: File) -> Any:
 
 
 def compute(step: Step, parameters: Any, statistics: Any, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Compute all quantities that a reference file can contain, with rows ordered by image."""
+    """Compute all quantities that a reference file can contain; outputs have their rows in the
+    order of ``inputs``."""
     config = step.config
 
     def loss(parameters: Any) -> tuple[jax.Array, Any]:
@@ -105,8 +109,8 @@ def compute(step: Step, parameters: Any, statistics: Any, inputs: Inputs) -> dic
 
 
 def reference_values(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the reference outputs, losses and gradients of a file, with rows in the given
-    order."""
+    """Return the outputs, losses and gradients in a reference file, with the rows of each output
+    reordered by the indices ``order``."""
     quantities = {}
     for name, array in file.items():
         if name.startswith("out/"):
@@ -133,12 +137,14 @@ def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     """
     missing = sorted(set(expected) - set(computed))
     if missing:
-        raise UserError(f"{missing[0]} in the file is not a quantity that this version computes")
+        raise UserError(
+            f"{missing[0]} in the reference file is not a quantity that this version computes"
+        )
     for name, reference in expected.items():
         if computed[name].shape != reference.shape:
             raise UserError(
-                f"{name} has shape {reference.shape} in the file, but this version computes "
-                f"{computed[name].shape}"
+                f"{name} has shape {reference.shape} in the reference file, but this version "
+                f"computes {computed[name].shape}"
             )
     largest_gradient = max(
         (np.abs(array).max() for name, array in expected.items() if name.startswith("grad/")),
@@ -174,19 +180,20 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
             theirs = file[f"param/{name}"]
             if theirs.shape != (1, *ours.shape):
                 raise UserError(
-                    f"{name} has shape {theirs.shape} in the file, but this version computes "
-                    f"{(1, *ours.shape)}"
+                    f"{name} has shape {theirs.shape} in the reference file, but this version "
+                    f"computes {(1, *ours.shape)}"
                 )
             worst[name] = float(np.abs(ours - theirs[0]).max())
     return worst
 
 
 def refuse_unknown(weights: File, names: list[str]) -> None:
-    """Raise `UserError` if the file has a parameter that the network does not have."""
+    """Raise `UserError` if a reference file has a parameter that the network does not have."""
     positions = ("pos_embed", "decoder_pos_embed")
     if unknown := sorted(weights.keys() - {*names, *positions}):
         raise UserError(
-            f"param/{unknown[0]} has no counterpart in the network that the file describes"
+            f"param/{unknown[0]} has no counterpart in the network that the reference file "
+            "describes"
         )
 
 
@@ -196,8 +203,8 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     Args:
         path: The path of the reference file.
         x64: Whether to compute in double precision, which the caller must have enabled in JAX.
-        weights_path: The path of a weight file whose parameters replace those of the reference
-            file, except the position embedding of the encoder; None for no such file.
+        weights_path: The path of a weight file, or None. The parameters in the weight file replace
+            those of the reference file, except the position embedding of the encoder.
 
     Returns:
         A dict with ``max_relative_error`` and ``tolerance`` by quantity, ``passed``, and
