@@ -268,7 +268,7 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
         ({"kind": "imagenet_c", "path": "{imagenet}"}, "has no corruption folder"),
         (
             {"kind": "numbered", "path": "{imagenet}/val"},
-            "are not all integer labels of the training data, whose largest is 2",
+            "is not an integer label of the training data; the largest label is 2",
         ),
     ],
 )

@@ -75,7 +75,7 @@ def representation_health(context: EvalContext) -> EvalResults:
 
 
 def without_labels(context: EvalContext) -> EvalResults:
-    """Compute the metrics of features that need no labels, for unlabeled training images.
+    """Compute the metrics that need no labels, for unlabeled training images.
 
     The report shows the nearest neighbors of some of the images. Collective.
 
@@ -104,7 +104,7 @@ def measure_geometry(
     called: str,
     results: EvalResults,
 ) -> None:
-    """Compute and record the metrics of features that need no labels, such as uniformity.
+    """Compute and record the metrics that need no labels, such as uniformity.
 
     Args:
         context: The evaluation context: configuration, model and data.
@@ -146,9 +146,9 @@ def by_class(
         right: Whether the prediction for each example is correct.
         labels: The class index of each example.
         names: The name of each class by class index; empty if unknown.
-        most: The maximum number of rows of the table, an even number. With more classes, the table
-            holds the ``most / 2`` classes of highest accuracy and the ``most / 2`` of lowest
-            accuracy.
+        most: The maximum number of rows of the table, an even number. With more than ``most``
+            classes, the table holds the ``most / 2`` classes of highest accuracy and the
+            ``most / 2`` of lowest accuracy.
     """
     classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shares = np.round(100 * np.bincount(inverse, right) / sizes, 2)

@@ -16,10 +16,10 @@ from can_jax.utils.settings import Key, Several, Table
 
 SETTINGS: Table = {
     "k": Key((1, 5, 10, 20, 50, 100, 200), Several(COUNT, empty=False),
-            "The numbers of nearest neighbors to evaluate."),
+            "The values to evaluate for k, the number of nearest neighbors."),
     "temperature": Key(
         (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False),
-        "The softmax temperatures of the kNN votes to evaluate."
+        "The values to evaluate for the softmax temperature of the kNN votes."
     ),
 }  # fmt: skip
 

@@ -146,8 +146,8 @@ def robustness(
     Args:
         context: The evaluation context: configuration, model and data.
         clean: The uncorrupted examples of the test split.
-        fit: A function that returns the classifier as a function from a split to logits, and trains
-            a linear head first if needed.
+        fit: A function without arguments that returns a function from a split to its logits. For an
+            encoder, ``fit`` first trains a linear head.
         results: The results, to which metrics and warnings are added.
 
     Raises:
@@ -286,7 +286,7 @@ def logits_of(context: EvalContext, train: Part | None, results: EvalResults) ->
     Args:
         context: The evaluation context: configuration, model and data.
         train: The training examples of the linear head; None for a trained classifier.
-        results: The results, to which example counts and the selected features are added.
+        results: The results, to which example counts and the selected kind of features are added.
     """
     if train is None:
         return lambda split: split.outputs

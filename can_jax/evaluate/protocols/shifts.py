@@ -182,8 +182,8 @@ def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Class
     indices = classes.numbering(folder_labels) if len(folder_labels) else np.array([-1])
     if indices.min() < 0:
         raise UserError(
-            f"config.robustness.shifts: the folder names in {shift['path']} are not all integer "
-            f"labels of the training data, whose largest is {classes.labels[-1]}"
+            f"config.robustness.shifts: a folder name in {shift['path']} is not an integer label "
+            f"of the training data; the largest label is {classes.labels[-1]}"
         )
     if len(set(indices.tolist())) < len(indices):
         raise UserError(
@@ -213,7 +213,7 @@ def real_labels(context: EvalContext, shift: dict[str, Any], classes: Classes) -
     """Open the ImageNet validation images with their ReaL labels (arXiv 2006.07159).
 
     `real.json` holds a list of labels for each image, in the order of the numbers in the file
-    names. Images without a label that is a training class are excluded from the accuracy.
+    names. Images with no training class among their labels are excluded from the accuracy.
     """
     labels = read_json(epath.Path(path_of(shift, "labels")), of=list)
     data, count = folder_of(context, path_of(shift)), context.config.data.test_examples

@@ -108,11 +108,11 @@ def metric_chart(
     Args:
         runs: The (x, value) points of each run, with ascending x. A run without points has no line.
         references: The reference values of runs, drawn as dashed horizontal lines. A run without
-            a reference value has no line.
+            a reference value has no dashed line.
         title: The title of the chart, which is the name of the metric.
         xlabel, ylabel: The labels of the horizontal and the vertical axis.
         log: Whether to use a logarithmic vertical axis; ignored unless all values are above 0.
-        restarts: The steps at which the run was resumed, marked by dotted vertical lines.
+        restarts: The steps at which a run was resumed, marked by dotted vertical lines.
     """
     colors = colors_of(list(runs))
     with chart_style():
@@ -159,7 +159,10 @@ class _PlainLogFormatter(LogFormatter):
 def _parts(
     points: Sequence[tuple[float, float]],
 ) -> tuple[Any, Any, Any, Any]:
-    """Split a curve into up to `PARTS` sections; return their mean x, minima, means and maxima."""
+    """Split a curve into up to `PARTS` sections; return four statistics of each section.
+
+    The statistics are the mean of x, and the minimum, mean and maximum of the values.
+    """
     pieces = np.array_split(np.asarray(points, np.float64), min(PARTS, len(points)))
     statistics = [
         (np.mean(x), np.min(y), np.mean(y), np.max(y)) for x, y in (piece.T for piece in pieces)

@@ -29,7 +29,7 @@ def classifier_identity(
     Args:
         context: The evaluation context: configuration, model and data.
         config: The resolved configuration of the classifier's run.
-        results: The results, which hold the fingerprints of both splits.
+        results: The results, which hold the fingerprints of the training and test splits.
         pair: The training and test sets, whose images are not read yet.
     """
     data = {key: value for key, value in config.data.to_dict().items() if key not in DATA_PLACES}
@@ -57,8 +57,8 @@ def digest_of(source: Source) -> str:
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
     """Return the evaluation settings that affect the results of a protocol that trains a model.
 
-    The data source and the dtype are omitted, because their unset values default to those of the
-    pretraining run. `classifier_identity` adds the data source and the dtype that were used.
+    The data source and the dtype are omitted; if they are not set, those of the pretraining run
+    are used. `classifier_identity` adds the data source and the dtype that were used.
 
     Args:
         protocol: The configuration of the evaluation, as a dict.

@@ -205,7 +205,7 @@ def run_report(records: list[RunRecord]) -> str:
 
 
 def _sections(records: list[RunRecord]) -> dict[str, list[str]]:
-    """Return the names of the metrics that the runs have logged, by section of the page."""
+    """Return the names of the logged metrics that have a chart, by section of the page."""
     known = list(METRICS)
     names = {name for record in records for name in record.series}
     names -= {*NO_CHARTS, *(n for n, target in REFERENCES.items() if target in names)}
