@@ -111,8 +111,8 @@ class EvalContext:
     def test_splits(self, data: ConfigDict) -> tuple[str, ...]:
         """Return the candidate test splits in order of preference.
 
-        If ``data.test_split`` is set, it is the only candidate. Otherwise the candidates are the
-        split of the run's kNN probe and those of `TEST_SPLITS`, except the training split.
+        If ``config.data.test_split`` is set, it is the only candidate. Otherwise the candidates are
+        the split of the run's kNN probe and those of `TEST_SPLITS`, except the training split.
         """
         if self.config.data.test_split:
             return (self.config.data.test_split,)

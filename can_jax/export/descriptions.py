@@ -46,13 +46,13 @@ def refuse_options(model: Model, format: str, supported: set[str]) -> None:
 
 
 def is_dinov2(model: Model) -> bool:
-    """Return whether the encoder has LayerScale or registers, for which transformers has only the
-    DINOv2 classes."""
+    """Return whether the encoder has LayerScale or registers, for which the library `transformers`
+    has only the DINOv2 classes."""
     return bool({"layer_scale", "registers"} & model.facts()["options"].keys())
 
 
 def huggingface_class(model: Model, contents: str) -> str:
-    """Return the name of the transformers class that holds the exported contents."""
+    """Return the name of the class of the library `transformers` for the exported contents."""
     name: str = huggingface_config(model, contents)["architectures"][0]
     return name
 
@@ -64,11 +64,11 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
         model: The model to export.
         contents: The exported part: ``encoder``, ``full`` with the decoder, or ``classifier``.
         format: The format to name in error messages: ``huggingface``, or ``onnx``, which is
-            exported from a transformers model.
+            exported from a model of the library `transformers`.
 
     Raises:
-        UserError: The encoder or its head has an option that no transformers class supports, or
-            that `ViTMAEForPreTraining` would apply to the decoder too.
+        UserError: The encoder or the head has an option that the library `transformers` does not
+            support, or that `ViTMAEForPreTraining` would apply to the decoder too.
     """
     config, size, facts = model.config, encoder_size(model.config.model), model.facts()
     refuse_options(model, format, {"epsilon", "gelu", "layer_scale", "registers"})
@@ -77,7 +77,7 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
     if full and (shared := sorted({"epsilon", "gelu"} & facts["options"].keys())):
         raise UserError(
             f"--format=huggingface does not support --contents=full for an encoder with "
-            f"{shared[0]}, which its decoder lacks: set --contents=encoder"
+            f"the option {shared[0]}, which the decoder does not have: set --contents=encoder"
         )
     kind = "ViTMAEForPreTraining" if full else "ViTModel"
     settings: dict[str, Any] = {
@@ -106,7 +106,7 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
         head = head_of(model)
         if head.pool != "class" or head.normalizes:
             raise UserError(
-                "--format=huggingface supports only a head on the class token without LayerNorm, "
+                "--format=huggingface supports only a head without LayerNorm on the class token, "
                 f"but this head has features={head.pool} and head_norm="
                 f"{head.step.settings.head_norm}; use --format=stablehlo, or timm for "
                 "features=patches"

@@ -81,9 +81,9 @@ def write_huggingface(
     `ViTForImageClassification`.
 
     Raises:
-        UserError: The images are not square, no transformers class supports an option of the
-            encoder or of its head, or ``contents`` is ``full`` and the run has no decoder that
-            predicts pixels.
+        UserError: The images are not square, or the library `transformers` does not support an
+            option of the encoder or the head. Also raised if ``contents`` is ``full`` and the run
+            has no decoder that predicts pixels.
     """
     full = contents == "full"
     height, width = model.config.data.image_size
@@ -173,14 +173,15 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as an ONNX graph with PyTorch's exporter; return the file name.
 
-    The graph normalizes images and applies the transformers model. The input `images` is uint8 of
-    shape (n, height, width, channels), with any n. The output `tokens` holds the class token and
-    the patch tokens. The output `features` is the class token and the mean patch token,
-    concatenated.
+    The graph normalizes images and applies the model of the library `transformers`. The input
+    `images` is uint8 of shape (n, height, width, channels), with any n. The output `tokens` holds
+    the class token and the patch tokens. The output `features` is the class token and the mean
+    patch token, concatenated.
 
     Raises:
         UserError: A required package is not installed, ``contents`` is not ``encoder``, the images
-            are not square, or no transformers class supports an option of the encoder.
+            are not square, or the library `transformers` does not support an option of the
+            encoder.
     """
     encoder_only("onnx", contents)
     if not installed(*ONNX_PACKAGES):

@@ -17,7 +17,7 @@ from can_jax.models.backbones import Size
 
 
 class Mlp(nn.Module):
-    """The MLP of a block, whose layers have Linen's default names."""
+    """The MLP of a block; the layers of the MLP have Linen's default names."""
 
     width: int
     approximate: bool

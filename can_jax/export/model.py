@@ -76,7 +76,7 @@ class Model:
         return encoder_size(self.config.model).heads
 
     def encoder(self) -> dict[str, np.ndarray]:
-        """Return the encoder's arrays under MAE's names, including the positions."""
+        """Return the encoder's arrays under MAE's names, including the position embeddings."""
         parameters = {"encoder": self.parameters["encoder"]}
         arrays = to_torch(parameters, self.config.model.patch_size)
         return {"pos_embed": self._positions(encoder_size(self.config.model).width), **arrays}
@@ -86,9 +86,9 @@ class Model:
 
         MAE's decoder predicts pixels only, so an output layer for the noise is omitted. MAE's
         decoder has no input for the noise level, so the level is fixed at zero. A noise-level
-        embedding that is added to all patches is folded into the positions. A noise-level embedding
-        that is added to visible patches only is folded into the bias of ``decoder_embed``, and
-        subtracted from the position of the class token.
+        embedding that is added to all patches is folded into the position embeddings. A noise-level
+        embedding that is added to visible patches only is folded into the bias of
+        ``decoder_embed``, and subtracted from the position embedding of the class token.
 
         Raises:
             UserError: The run has no decoder, or none that predicts pixels.
@@ -207,8 +207,8 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
         return _open_weights(path, given)
     if given != Given():
         raise UserError(
-            f"--checkpoint={checkpoint} is a run, whose config.json states its facts: leave out "
-            "--heads, --gelu, --mean and --std"
+            f"--checkpoint={checkpoint} is a run, whose config.json already states these "
+            "settings: leave out --heads, --gelu, --mean and --std"
         )
     if (path / CARD).exists():
         config, parameters, step, head = open_head(path, step)

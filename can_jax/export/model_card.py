@@ -118,7 +118,7 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
 
 
 def pretraining_of(model: Model) -> tuple[str, str, list[str]]:
-    """Return the method for the title, a description and the tags of the pretraining of a run.
+    """Return the name, a description and the tags of the pretraining method of a run.
 
     CAN is named only if exactly its three objectives have a nonzero weight.
     """
@@ -158,8 +158,7 @@ def without_path(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return all warnings as a list with one Markdown list, or as an empty list if there are
-    none."""
+    """Return a list that holds one Markdown list of all warnings, or nothing without warnings."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results

@@ -207,7 +207,7 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
     """Load a model of the library `transformers` from a directory, offline.
 
     Args:
-        kind: The name of the transformers class.
+        kind: The name of a class of the library `transformers`.
         folder: The directory of the export.
         options: Additional arguments of `from_pretrained`.
 
@@ -246,7 +246,7 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs with the transformers class for the exported contents.
+    """Compute the outputs with the class of the library `transformers` for the exported contents.
 
     Raises:
         UserError: An array is missing, unexpected, or has a wrong shape; or the pooler of an

@@ -1,4 +1,4 @@
-"""Verification of an export: independent code must compute the same outputs from the files."""
+"""Verification of an export: independent code must compute the model's outputs from files."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -113,11 +113,11 @@ def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
 
 
 def image_processor(folder: epath.Path) -> Any:
-    """Return the transformers image processor of an export, with the center crop of evaluations.
+    """Load an export's `transformers` image processor, and give it the center crop of evaluations.
 
     If the margin of a crop is odd, half of it is not an integer. MAE, timm and evaluations round it
-    to the nearest even integer, as torchvision does. By default, transformers rounds down, which
-    shifts some crops by one pixel.
+    to the nearest even integer, as torchvision does. By default, the library `transformers`
+    rounds down, which shifts some crops by one pixel.
     """
     import transformers
     from torchvision.transforms.v2.functional import center_crop
@@ -164,9 +164,9 @@ def check(
         file: The name of the weight or program file in ``folder``.
 
     Returns:
-        A dict for the manifest: the number of images, the limit, the relative error of each
-        verifier, the differences of the preprocessing if it was compared, and for big_vision the
-        error with the tanh form of GELU.
+        A dict for the manifest: the number of images, the limit, and the relative error of each
+        verifier. If the preprocessing was compared, the dict also holds the differences. For
+        big_vision, the dict also holds the error with the tanh form of GELU.
 
     Raises:
         UserError: An error exceeds `LIMIT`, the file cannot be read, or the library preprocesses

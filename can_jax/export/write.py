@@ -55,8 +55,8 @@ def export_run(
         The manifest.
 
     Raises:
-        UserError: The model cannot be read or has no equivalent in the format, ``results`` are not
-            those of the model, the directory exists, the verification failed, or the upload failed.
+        UserError: The model cannot be read or exported in the format, ``results`` belong to another
+            model, the directory exists, or the verification or the upload failed.
     """
     if output.exists():
         raise UserError(f"--output={output} already exists: remove it, or set another directory")

@@ -58,8 +58,8 @@ def tolerance(
     """Return the mean cosine similarity of pairs of examples in the same class (arXiv 2012.09740);
     None if no class has two examples.
 
-    The sum over all pairs of a class is computed from the sum of its feature vectors, without a
-    loop over pairs.
+    The sum of the similarities of all pairs in a class is computed from the sum of the feature
+    vectors of the class, without a loop over pairs.
     """
     _, class_index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     on_sphere = unit(features)
