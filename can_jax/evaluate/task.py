@@ -87,8 +87,8 @@ class EvalContext:
         mesh: The device mesh over which batches of images are split.
         read: The feature extractor, which reads selected examples and returns their features.
         workdir: The directory for the results, and for the run of a protocol that trains a model.
-        untrained: A function that opens the same encoder with random weights, as a baseline; None
-            if the model is a classifier or already untrained.
+        untrained: A function that opens the encoder of ``subject`` with random weights, as a
+            baseline; None if the model is a classifier or already untrained.
     """
 
     config: ConfigDict
