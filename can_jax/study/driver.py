@@ -101,8 +101,8 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
-    """Return the next learning rate to try: half the best rate if it is the smallest, twice the
-    best rate if it is the largest, else None.
+    """Return the next learning rate to try: half the best if that is the smallest, twice the best
+    if that is the largest, else None.
 
     Also return None for a single learning rate, and until all learning rates have an accuracy.
     """
@@ -149,8 +149,8 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run with its file name under ``file``, or None if there is
-        none."""
+        """Return the stored result of a run, or None without a result. The key ``file`` is added,
+        with the name of the result file without suffix."""
         name = self.name_of(run)
         if name is None:
             return None
@@ -224,11 +224,12 @@ class Driver:
         return None if best is None else self.plan.run(arm, best, seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
-        """Return an arm's accuracies on held-out training examples in percent, by learning rate.
+        """Return the held-out accuracies that select an arm's learning rate, in percent, by rate.
 
-        The accuracy is None for a learning rate without a result. If a study has several rates,
-        twice the largest or half the smallest rate is added until the best rate is neither the
-        largest nor the smallest.
+        The held-out examples are training examples. An arm that is not tuned has the accuracies of
+        the arm whose rate it inherits. The accuracy is None for a rate without a result. If the
+        study has several rates and the best one is the largest or smallest, twice or half that rate
+        is added. More rates are added until the best one is neither the largest nor the smallest.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -253,8 +254,8 @@ class Driver:
         return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """Yield a line per arm with its number of completed runs, or with the number of learning
-        rates that have a result if the best rate is not yet known."""
+        """Yield a line of progress per arm, with the number of completed runs. Until the best
+        learning rate is known, the line has the number of rates with a result instead."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
                 tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())

@@ -66,6 +66,6 @@ def measures_of(protocol: str) -> tuple[Measure, ...]:
         able = ", ".join(name for name, entry in PROTOCOLS.items() if entry.compared)
         raise UserError(
             f"config.evaluation.protocol={protocol!r} does not define the metrics that a study "
-            f"compares: use {able}, or set compared in the protocol's EvalProtocol"
+            f"compares: use {able}, or set 'compared' in the EvalProtocol of {protocol!r}"
         )
     return tuple(Measure(title, metric) for title, metric in compared.items())

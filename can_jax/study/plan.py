@@ -32,13 +32,13 @@ class Arm:
     Attributes:
         name: The unique name of the arm.
         group: The group under which the report lists the arm.
-        changes: The changes to the study's recipe, by dotted key. A learning rate among them
-            replaces the inherited one.
+        changes: The changes to the study's recipe, by dotted key. A learning rate in ``changes``
+            replaces the inherited learning rate.
         like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
             not tuned also inherits the learning rate.
         tuned: Whether to select the learning rate by trial instead of inheriting it. All rates of
             the study are tried with seed 0. If the study has one rate, it is used without a trial.
-        seeds: The number of runs at the selected learning rate. Their seeds are 0, 1 and so on.
+        seeds: The number of runs at the selected learning rate, with the seeds 0, 1 and so on.
         equal_flops: Whether to train for as many FLOPs as the reference arm, instead of for as many
             images.
         untrained: Whether to evaluate the encoder with its random initial weights, as a baseline.
@@ -85,8 +85,9 @@ class Plan:
 
     Raises:
         UserError: An arm is invalid or refers to an arm that does not precede it, the reference is
-            not an arm, the evaluation has no metrics to compare or no accuracy to select one of
-            several learning rates, or the recipe has no kNN probe.
+            not an arm, or the recipe has no kNN probe. An evaluation protocol without metrics to
+            compare, or without an accuracy to select one of several learning rates, is also
+            rejected.
     """
 
     def __init__(self, study: ConfigDict):
@@ -169,8 +170,8 @@ class Plan:
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
     """Return True if a stored result was computed with the settings of a run and an evaluation.
 
-    Settings that do not affect the result are ignored. Keys that are missing in an older result get
-    the values that reproduce its behavior.
+    Settings that do not affect the result are ignored. Keys that are missing in the result of an
+    older version get the values that reproduce that version.
     """
     given, measured = result.get("config"), result.get("evaluation")
     if given is None or measured is None:

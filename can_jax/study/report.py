@@ -23,7 +23,7 @@ class Report:
     Args:
         driver: The driver of the study, from which the report reads results.
         page: The path of the Markdown file to write. The plots are written to a folder with the
-            same name without suffix.
+            name of ``page`` without suffix.
 
     Raises:
         UserError: The reference arm of the study has no result at its best learning rate.
@@ -88,8 +88,8 @@ class Report:
         return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
     def _method_results(self) -> dict[str, list[Result]]:
-        """Return the results by arm name, for the arms that have any and are not trained variants
-        of the reference arm."""
+        """Return the results by arm name, without arms that have no results and without trained
+        variants of the reference arm."""
         choices = self._singles()
         arms = [arm for arm in self._plan.arms.values() if arm not in choices]
         return {arm.name: self._results[arm.name] for arm in arms if self._results[arm.name]}

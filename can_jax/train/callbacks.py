@@ -88,17 +88,17 @@ class Log(Callback):
 
     @functools.cached_property
     def _peak(self) -> float:
-        """The peak FLOP/s of all devices together, measured on idle devices if the peak is
-        unknown."""
+        """The peak FLOP/s of all devices together, measured on idle devices if the peak of their
+        kind is unknown."""
         return peak_flops(self._config.model.dtype) * self._devices
 
     def on_rollback(self, step: int) -> None:
-        """Discard the metrics of later steps, and move the progress back to ``step``."""
+        """Discard the metrics of later steps, and move the progress bar back to ``step``."""
         self._writer.truncate_after(step)
         self.report.advance(step)
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line `EARLY_SECONDS` after the first step if none was printed until then.
+        """Print a status line if none was printed within `EARLY_SECONDS` of the first step.
 
         The training loop calls `early` after every step whose metrics it does not log. No metrics
         are written.
@@ -194,7 +194,7 @@ class PretrainCallbacks(Log):
         return examples.images()
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the actions of the probe and of the figures that the configuration enables."""
+        """Return the periodic actions that draw figures and run the probe, if they are enabled."""
         periodic_actions = []
         if self._times.probe_every:
             probe = PeriodicAction(self._times.probe_every, self.probe, saves_first=True)

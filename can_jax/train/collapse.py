@@ -10,10 +10,10 @@ def embedding_metrics(pooled: Float[Array, "rows width"], views: int) -> dict[st
     """Compute metrics that describe the L2-normalized pooled embeddings and reveal their collapse.
 
     ``embedding/std`` is the standard deviation over the batch, averaged over dimensions and
-    multiplied by ``sqrt(width)``. It is about 1 for embeddings spread evenly over the sphere, and 0
-    if all embeddings are equal. ``embedding/gram`` is the (width, width) matrix from which
-    the logger computes the effective rank. ``embedding/alignment`` is the mean squared distance
-    between two views of an image (arXiv 2005.10242), from 0 to 4.
+    multiplied by ``sqrt(width)``. ``embedding/std`` is about 1 for embeddings spread evenly over
+    the sphere, and 0 if all embeddings are equal. ``embedding/gram`` is the (width, width) matrix
+    from which the logger computes the effective rank. ``embedding/alignment`` is the mean squared
+    distance between two views of an image (arXiv 2005.10242), from 0 to 4.
 
     Args:
         pooled: The embeddings of all views. The views of an image are consecutive rows.

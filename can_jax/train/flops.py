@@ -24,9 +24,10 @@ def train_flops_per_image(config: ConfigDict) -> int:
     """Return the FLOPs of a training step per image, for all of its views.
 
     A step counts as three forward passes of the network, plus one of the teacher's encoder if there
-    is a teacher. Only matrix products are counted. Those of rematerialization, of GradCache's extra
-    forward pass and of the noise-level embedding are left out. Each objective is assumed to apply
-    its own head once, to the pooled embedding of each view or to each patch token that it reads.
+    is a teacher. Only matrix products are counted. The matrix products of rematerialization, of
+    GradCache's extra forward pass and of the noise-level embedding are left out. Each objective is
+    assumed to apply its own head once, to the pooled embedding of each view or to each patch token
+    that it reads.
 
     Args:
         config: The resolved configuration.
