@@ -403,7 +403,7 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     assert len(back) == 2 and all(a <= b - 4 for a, b in zip(back, jumped, strict=True))
     resumed = [line for line in done.stdout.splitlines() if line.startswith("resumed")]
     first, last = 16 * back[0], 16 * jumped[0] - 1
-    assert resumed[0].endswith(f"at positions {first} to {last} are skipped")
+    assert resumed[0].endswith(f"at positions {first} to {last} of the data order are skipped")
     steps = [line["step"] for line in metrics(tmp_path / "whole")]
     assert steps == list(range(1, len(steps) + 1))
     # The third time is too often; or the loss did not jump again.
