@@ -113,8 +113,8 @@ def _of_weights(
     """Return the arrays of a weights file under this project's names, and notes to print.
 
     A parameter is converted if the file contains all arrays of which it consists. Unused arrays
-    outside the encoder keep the names that they have in the file. The arguments are those of
-    `initial_weights`, with the weights that `read_weights` returned.
+    outside the encoder keep the names that they have in the file. ``weights`` is the result of
+    `read_weights`; the other arguments are those of `initial_weights`.
 
     Raises:
         UserError: An encoder array of the file would be unused, or does not match this encoder.
@@ -214,7 +214,8 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     Args:
         weights: The weights and the options read from the file.
         parameters: The parameters of this run, to which the weights are compared.
-        notes: A list of notes to print. If positions cannot be compared, a note is appended.
+        notes: A list of notes to print. If the weights have no position embedding to compare, a
+            note is appended.
 
     Raises:
         UserError: The encoder of the weights differs from that of this run.

@@ -7,7 +7,7 @@
 
 3. Masks: `draw_shuffle` draws a random order of the patches, of which the first ones stay visible.
 
-4. Encode: `forward` runs the encoder on the noisy visible patches, and pools its tokens.
+4. Encode: `forward` runs the encoder on the noisy visible patches, and pools the output tokens.
 
 5. Decode: within `forward`, the decoder predicts all patches, given the noise level.
 
@@ -68,8 +68,8 @@ class Noise(NamedTuple):
     def target(
         self, kind: str, sigma_max: float
     ) -> tuple[Float[Array, "rows patches pixels"], Float[Array, " rows"]]:
-        """Return the decoder's target noise, and for each row the factor that converts it to the
-        added noise.
+        """Return the noise that the decoder learns to predict, and a factor per view that converts
+        this noise to the added noise.
 
         Args:
             kind: The value of ``noise.target``. ``scaled`` is the added noise. ``normalized`` is
@@ -139,7 +139,7 @@ def loss_and_gradients(
         teacher: The parameters of the teacher's encoder, if an objective reads its tokens.
 
     Returns:
-        The loss, metrics and gradients, and the pooled embedding of each row.
+        The loss, metrics, batch statistics and gradients, and the pooled embedding of each view.
     """
     settings = Photometric.from_settings(config.augment.to_dict())
     inputs = prepare(config, batch, step, settings)
@@ -161,7 +161,7 @@ def prepare(
 ) -> Inputs:
     """Convert uint8 images to inputs: augment, normalize, patchify, and draw noise and masks.
 
-    Rows are ordered by image and then by view, so the views of an image are on one device.
+    The views of an image are consecutive rows of the inputs, so they are on one device.
 
     Args:
         config: The resolved configuration.
@@ -187,13 +187,13 @@ def draw_noise(
     noise_keys: Key[Array, " rows"],
     shape: tuple[int, ...],
 ) -> Noise | None:
-    """Draw a noise level, uniform in [0, ``sigma_max``), and standard normal noise for each row.
+    """Draw a noise level, uniform in [0, ``sigma_max``), and standard normal noise for each view.
 
     Args:
         config: The resolved configuration.
         sigma_keys: The random keys of the noise levels.
         noise_keys: The random keys of the noise.
-        shape: The number of patches per row, and the number of pixel values per patch.
+        shape: The number of patches per view, and the number of pixel values per patch.
 
     Returns:
         The noise, or None if ``noise.sigma_max`` is 0.
@@ -208,12 +208,12 @@ def draw_noise(
 def draw_shuffle(
     config: ConfigDict, keys: Key[Array, " rows"], patches: int
 ) -> Int[Array, "rows patches"]:
-    """Draw a random permutation of the patches of each row, or keep their order if masking is off.
+    """Draw a random order of the patches of each view, or keep their order if masking is off.
 
     Args:
         config: The resolved configuration.
-        keys: The random keys of the rows.
-        patches: The number of patches of a row.
+        keys: The random keys of the views.
+        patches: The number of patches of a view.
     """
     if config.model.mask_ratio:
         return random_shuffle(keys, patches)
@@ -241,7 +241,7 @@ def with_teacher(
 def forward(
     config: ConfigDict, model: can.CAN, inputs: Inputs, *, decode: bool = True
 ) -> can.Forward:
-    """Run the encoder on the visible patches of each row, and the decoder if there is one.
+    """Run the encoder on the visible patches of each view, and the decoder if there is one.
 
     Args:
         config: The resolved configuration.
