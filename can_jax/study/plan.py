@@ -122,10 +122,15 @@ class Plan:
                     f"config.arms: {arm.name!r}: like={arm.like!r} is not the name of an earlier "
                     "arm"
                 )
-            if "seed" in arm.changes or (arm.tuned and RATE in arm.changes):
+            if "seed" in arm.changes:
                 raise UserError(
-                    f"config.arms: {arm.name!r} cannot change the seed, nor the learning rate if "
-                    "it is tuned; set its seeds, or tuned=False"
+                    f"config.arms: {arm.name!r}: changes cannot set the seed; set seeds to the "
+                    "number of runs"
+                )
+            if arm.tuned and RATE in self.changes(arm):
+                raise UserError(
+                    f"config.arms: {arm.name!r}: a tuned arm cannot set or inherit a change of "
+                    f"{RATE}; set tuned=False"
                 )
             if not arm.tuned and arm.like is None:
                 raise UserError(

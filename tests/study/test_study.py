@@ -165,9 +165,12 @@ def test_arm_sets_its_own_learning_rate_but_no_seed():
     rate = {"name": "fast", "group": "", "like": "CAN", "changes": {"optimizer.learning_rate": 0.5}}
     plan = Plan(small_study(arms=(*arms, rate)))
     assert plan.run(plan.arms["fast"], 1e-3, 0).config.optimizer.learning_rate == 0.5
-    for changed in (rate | {"tuned": True}, rate | {"changes": {"seed": 1}}):
-        with pytest.raises(UserError, match="'fast' cannot change the seed, nor the learning rate"):
-            Plan(small_study(arms=(*arms, changed)))
+    with pytest.raises(UserError, match="'fast': changes cannot set the seed"):
+        Plan(small_study(arms=(*arms, rate | {"changes": {"seed": 1}})))
+    heir = {"name": "heir", "group": "", "like": "fast", "tuned": True}
+    for tuned in ((rate | {"tuned": True},), (rate, heir)):
+        with pytest.raises(UserError, match="a tuned arm cannot set or inherit a change of optim"):
+            Plan(small_study(arms=(*arms, *tuned)))
 
 
 def test_each_of_many_arms_has_a_curve(tmp_path):
