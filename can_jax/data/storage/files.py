@@ -256,8 +256,8 @@ def existing(paths: Sequence[str]) -> set[str]:
 
 
 def _reachable(url: str, call: Callable[[], Result]) -> Result:
-    """Return the result of a request to an object store or web server, retried after transient
-    errors.
+    """Return the result of a request to an object store or web server. The request is repeated
+    after transient errors.
 
     Raises:
         UserError: The server refuses the request, or cannot be reached.

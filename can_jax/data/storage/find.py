@@ -1,4 +1,4 @@
-"""The search for the shards of a split, given a file, a pattern, a list of these, or a folder."""
+"""Selection of the shards of a split from a file, a pattern, a folder, or several of these."""
 
 import glob
 import itertools
@@ -111,8 +111,8 @@ def _shards_at(path: str, kind: str, compressed: bool) -> list[str]:
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder: the shards in the folder's subfolder of the split,
-    or those that `choose_files` selects.
+    """Return the shards of a split in a folder: the shards in the subfolder named after the split
+    or, without such a subfolder, the shards that `choose_files` selects.
 
     Raises:
         UserError: There is no shard of the split, all shards are compressed tars and ``compressed``
@@ -159,7 +159,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     deep = [name for name in below if is_shard(os.path.basename(name), kind)]
     if direct and deep:
         logging.warning(
-            "%s: %d shards in its subfolders are left out, such as %s; the pattern %s/**/* "
+            "%s: %d shards in subfolders are left out, such as %s; the pattern %s/**/* "
             "selects all shards",
             shown(folder), len(deep), shown(deep[0]), shown(folder.rstrip("/")),
         )  # fmt: skip
@@ -176,7 +176,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
         )
         if not names:
             raise UserError(message)
-        logging.warning("%s; without these settings, the compressed tars are left out", message)
+        logging.warning("%s; until both are set, the compressed tars are left out", message)
     return sorted(names)
 
 

@@ -125,7 +125,7 @@ def _get(page: str, url: str) -> Any:
 
 @functools.cache
 def _client(hub: str) -> Any:
-    """Return the HTTP client for a Hub, which uses the proxy in the environment."""
+    """Return an HTTP client for a Hub, with the proxy that the environment variables set."""
     try:
         import urllib3
     except ModuleNotFoundError as error:

@@ -25,7 +25,7 @@ def work_folder(url: str, kind: str) -> Path:
 
     Args:
         url: The URL of the remote folder.
-        kind: The purpose of the cache folder, such as `mirrors`, which is a component of its path.
+        kind: The purpose of the cache folder, such as `mirrors`; also a component of the path.
     """
     cache = user_cache() or Path(tempfile.gettempdir()) / "can_jax"
     return cache / kind / digest_of_bytes(url.rstrip("/").encode()).hex()

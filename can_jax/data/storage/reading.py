@@ -169,8 +169,8 @@ class LocalFile:
         """Read bytes of the file into a buffer, and return their number, which may be less than the
         size of the buffer.
 
-        The call releases the GIL. It takes less CPU time than ``read``, because it allocates no
-        memory, does not complete short reads, and does not retry.
+        The call releases the GIL. This method takes less CPU time than ``read``, because it
+        allocates no memory, does not complete short reads, and does not retry.
 
         Raises:
             OSError: The bytes cannot be read.

@@ -157,8 +157,8 @@ def below(url: str) -> Iterator[Object]:
 
     Raises:
         OSError: The listing request fails.
-        UserError: The folder is on a web server, its scheme is not supported, or `obstore` is not
-            installed.
+        UserError: The folder is on a web server, the URL's scheme is not supported, or `obstore`
+            is not installed.
     """
     if urlsplit(url).scheme == "hf":
         yield from (Object(*entry) for entry in hugging_face.below(url))
@@ -174,8 +174,8 @@ def inside(url: str) -> tuple[list[str], list[Object]]:
 
     Raises:
         OSError: The listing request fails.
-        UserError: The folder is on a web server, its scheme is not supported, or `obstore` is not
-            installed.
+        UserError: The folder is on a web server, the URL's scheme is not supported, or `obstore`
+            is not installed.
     """
     if urlsplit(url).scheme == "hf":
         folders, entries = hugging_face.inside(url)
@@ -188,8 +188,8 @@ def inside(url: str) -> tuple[list[str], list[Object]]:
 
 
 def _object(place: Place, entry: Any) -> Object:
-    """Return an entry of an `obstore` listing. If the store has no ETags, the version is the time
-    of the last change."""
+    """Convert an entry of an `obstore` listing to an `Object`. If the store has no ETags, the
+    version is the time of the last change."""
     version = str(entry["e_tag"] or entry["last_modified"])
     return Object(place.base + entry["path"], int(entry["size"]), version)
 

@@ -80,8 +80,8 @@ def split_folders(
         names: The names of all folders in one folder.
         beside: Whether there are other folders with images, whose names contain no split. If
             ``beside`` is True, folders whose names differ only in the split are classes, such as
-            `crash test` and `crash train`. If ``beside`` is True, a folder `train` is also a class
-            (a vehicle), provided that it is the only split and is in ``flat``.
+            `crash test` and `crash train`. If ``beside`` is True, a folder `train` counts as a
+            class (the vehicle), not as a split, if it is the only split folder and is in ``flat``.
         flat: The names of the folders with images directly in them.
     """
     names = sorted(names)
@@ -142,11 +142,11 @@ def choose_files(
         names: The paths of the candidate files, relative to a common folder.
         split: The requested split, in any spelling.
         what: A noun that messages use for one of the files, such as `tar shard`.
-        listed: Whether ``path`` is a pattern or list that selects the files itself, rather than a
-            folder. If ``listed`` is True, `train` consists of all files without another split in
-            their names or, if there are none, of all files. If ``listed`` is False, `train`
-            consists of the files with `train` in their names or, if there are none, of those with
-            no split in their names.
+        listed: Whether ``path`` is a file, a pattern or a list of these, rather than a folder. If
+            ``listed`` is True, `train` consists of all files without another split in their names
+            or, if there are none, of all files. If ``listed`` is False, `train` consists of the
+            files with `train` in their names or, if there are none, of those with no split in their
+            names.
         patterns: Whether ``path`` may be a pattern with the placeholder ``{split}``.
 
     Raises:
@@ -246,8 +246,8 @@ def _holds_only(path: str, requested: str, stated: Iterable[str | None], *, list
     Args:
         path: The folder or, if ``listed`` is True, a file or pattern in the folder.
         requested: The standard name of the split.
-        stated: The split that the name of each file or subfolder states, or None. A folder of which
-            any file states a split holds several splits.
+        stated: The split that the name of each file or subfolder states, or None. If any
+            name states a split, the folder is assumed to hold several splits.
         listed: Whether ``path`` is a file or pattern in the folder.
     """
     path = path.rstrip("/")

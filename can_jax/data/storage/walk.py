@@ -36,9 +36,9 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     Symbolic links to folders are followed, but at most `NESTED_LINKS` links on one path. Folders
     behind more links, and folders that cannot be read, are logged and left out.
 
-    A link that is part of a cycle is followed only if its target was not reached by another path,
-    and does not count as a nested link. A link to a folder that contains the link, directly or at
-    any depth, is not followed.
+    A link that is part of a cycle is followed only if no other path has reached the link's target.
+    Such a link does not count as a nested link. A link to a folder that contains
+    the link, directly or at any depth, is not followed.
 
     Raises:
         UserError: The file system reports an I/O error, even after retries.
@@ -78,8 +78,8 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
-    """Return the content of each folder that can be reached, by its real path, and the folders that
-    cannot be read.
+    """Return a dict from real path to content with all reachable folders, and a list of the folders
+    that cannot be read.
 
     Args:
         start: The real path of the root folder.
