@@ -82,9 +82,9 @@ def abort_on_sigabrt(message: str) -> None:
     be blocked in a collective operation. If `can_jax.distributed.preemption.handler` already has a
     final exit code, the process exits with that code and prints no message.
 
-    Call this function only in jobs of several processes, since it also ends a process that was
-    suspended for `DEAD_SECONDS`. JAX treats a suspended process as lost after a minute. Another
-    call of this function replaces the message.
+    Call this function only in jobs of several processes, since it starts a timer that also ends a
+    process after a suspension of `DEAD_SECONDS`. JAX treats a suspended process as lost
+    after a minute. Another call of this function replaces the message.
     """
     if not _handlers:
         threading.Thread(target=_prove_alive, daemon=True).start()
@@ -100,7 +100,7 @@ def abort_on_sigabrt(message: str) -> None:
 
 
 def dump_stacks_after(seconds: float | None) -> None:
-    """Start a timer that prints the stack of every thread, or restart it.
+    """Start or restart a timer that prints the stack of every thread.
 
     The timer is in C, so it also expires while a C extension holds the GIL and no Python thread can
     run. The timer does not end the process, which may only have been suspended. In a job of several
@@ -121,8 +121,8 @@ def dump_stacks_after(seconds: float | None) -> None:
 def _stderr() -> int:
     """Return a file descriptor of stderr whose writes do not block, where the system allows this.
 
-    A blocked write of the stack dump would stop the whole program. The thread that resets the timer
-    would wait for the write while holding the GIL.
+    A blocked write of the stack dump would stop the whole program: the thread that restarts the
+    timer of `dump_stacks_after` would wait for the write while holding the GIL.
     """
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY

@@ -62,7 +62,7 @@ class PreemptionHandler:
 
     @property
     def cause(self) -> str:
-        """The cause in the message of a stopped command, such as ``stopped by SIGTERM``."""
+        """The phrase that names the signal in messages, such as ``stopped by SIGTERM``."""
         interrupted = self.requested == signal.SIGINT
         name = "Ctrl-C" if interrupted else (self.requested or signal.SIGTERM).name
         return f"stopped by {name}"
@@ -113,8 +113,8 @@ class PreemptionHandler:
     def _raise_stopped(self, signum: int, frame: FrameType | None) -> None:
         """Raise `Stopped` once in the main thread, unless `defer` or `finish` was called.
 
-        During an import, `_read` sends the signal again instead: an exception within the import of
-        a C++ library such as jaxlib ends in a segmentation fault.
+        During an import, `Stopped` is not raised, and `_read` sends the signal again. An exception
+        within the import of a C++ library such as jaxlib would cause a segmentation fault.
         """
         self.request(signal.Signals(signum))
         if self._deferred or self._ending or self.fixed_code is not None:

@@ -58,8 +58,7 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The bytes of all arrays with a part that several devices hold, divided by the pytree's
-        bytes."""
+        """The fraction of the pytree's bytes in arrays with a part that several devices hold."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)

@@ -158,7 +158,8 @@ def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[
 def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     """Abort the program if the collective operation in this context exceeds a timeout.
 
-    The context itself does not synchronize processes. In a job of one process it has no effect.
+    The context itself does not synchronize processes. In a job of one process this
+    function has no effect.
 
     Args:
         name: The name of the operation, for messages.
@@ -290,7 +291,7 @@ def processor() -> str:
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
-    """Return the versions, the commit, the machine, the devices and the mesh as JSON values."""
+    """Return the package versions, commit, machine, devices and mesh of a run as JSON values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

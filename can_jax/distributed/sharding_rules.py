@@ -158,7 +158,8 @@ def _dividing(
 ) -> tuple[str, ...] | str | None:
     """Return the mesh axes over which an axis of a parameter is split, or None.
 
-    Mesh axes are dropped from the end until the number of parts divides ``size``, the axis size.
+    Mesh axes are dropped from the end of ``axes`` until the number of parts divides ``size``, the
+    size of the parameter's axis.
     """
     while axes and size % math.prod(mesh[axis] for axis in axes):
         axes = axes[:-1]
