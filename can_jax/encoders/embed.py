@@ -114,13 +114,13 @@ def embed(
             `Encoder.__call__`.
         advance: A function of (number of images done, number of all images) that is called after
             each batch, for example to show progress.
-        cluster: The same encoder on a Ray cluster, whose nodes then compute the features; None to
-            compute them in this process.
+        cluster: A `ClusterEncoder` with the weights of ``encoder``, to compute the features on the
+            nodes of a Ray cluster; None to compute them in this process.
 
     Raises:
         UserError: The output exists, has an unknown suffix, cannot be written, or is being written
-            by another process; the data cannot be read; ``split`` is None and the data has several
-            splits; too many images are undecodable; or stored parts come from other settings.
+            by another process. The data cannot be read, or has several splits while ``split`` is
+            None. Too many images are undecodable, or stored parts come from other settings.
     """
     check_output(output)
     name = chosen_split(data, split)

@@ -156,7 +156,7 @@ def open_encoder(
         run = config_of_facts(weights.facts)
     if (size := changes.data.image_size) and any(side % run.model.patch_size for side in size):
         raise UserError(
-            f"{checkpoint}: image_size={size[0]}x{size[1]} is not a multiple of its patch size "
+            f"{checkpoint}: image_size={size[0]}x{size[1]} is not a multiple of the patch size "
             f"{run.model.patch_size}"
         )
     config = changed(run, changes)
@@ -289,8 +289,8 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
         path: The path of the run directory, to show in error messages.
 
     Raises:
-        UserError: ``given.heads`` or ``given.gelu`` differs from the run's value or is set for a
-            backbone other than the ViT, or mean or std is invalid.
+        UserError: The mean or std is invalid, or ``given.heads`` or ``given.gelu`` differs from the
+            run's value. ``given.heads`` or ``given.gelu`` is set, but the backbone is not the ViT.
     """
     for name in ("heads", "gelu"):
         if given[name] is not None:

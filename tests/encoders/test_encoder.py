@@ -163,7 +163,7 @@ def test_features_of_another_name_are_refused(encoder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 18}, "image_size=18x18 is not a multiple of its patch size 4"),
+        ({"image_size": 18}, "image_size=18x18 is not a multiple of the patch size 4"),
         ({"image_size": "large"}, "image_size='large': give an int"),
         ({"heads": 4}, "heads=4: the weights have 3 heads"),
         ({"heads": np.int64(4)}, "heads=4: the weights have 3 heads"),
