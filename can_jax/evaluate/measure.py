@@ -101,7 +101,7 @@ def measure(
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)
             raise UserError(
                 f"--checkpoint={checkpoint} is a trained classifier, which only the protocol "
-                f"{takers} accepts; set --checkpoint to the run of its encoder"
+                f"{takers} accepts; set --checkpoint to the pretraining run of the encoder"
             )
         if untrained:
             raise UserError(

@@ -87,7 +87,7 @@ def legend(colors: dict[str, str]) -> Html:
     """Return the legend of a chart as HTML.
 
     Args:
-        colors: The color of each entry, as a hexadecimal number such as ``#4269d0``, by name.
+        colors: A dict from the name of each entry to a hexadecimal color, such as ``#4269d0``.
     """
     entry = Html('<span><i style="background: {}"></i>{}</span>')
     entries = Html("").join(entry.format(color, name) for name, color in colors.items())

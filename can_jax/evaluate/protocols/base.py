@@ -33,11 +33,11 @@ class EvalProtocol:
         run_settings: The dotted keys and blocks of the pretraining configuration, besides ``data``,
             that the protocol reads; they are validated before the evaluation.
         takes_classifier: Whether the protocol can also evaluate a trained classifier.
-        compared: The metrics in which a study compares its arms, by the title of their column; the
-            first one is the most important. Titles of percentages end with ``(%)``. A study cannot
-            use a protocol without such metrics.
+        compared: The metrics in which a study compares its arms, as a dict from column title to
+            metric name; the first metric is the most important. Titles of percentages end
+            with ``(%)``. A study cannot use a protocol without such metrics.
         trains: Whether the protocol trains a model in the results directory. If True, the model
-            card of an export accepts results only if they belong to the run in their directory.
+            card of an export accepts only results that belong to the run in the same directory.
     """
 
     run: Callable[[EvalContext], EvalResults]

@@ -77,7 +77,7 @@ def open_classifier(
         if lines := differences(card.get("identity", {}), trained):
             raise UserError(
                 f"{workdir}: {CARD} belongs to an earlier run in this directory: {lines[0]}; "
-                "finish the current run, which replaces it"
+                "finish the current run, which replaces this file"
             )
         identity["trained_from"] = trained["encoder"]
     graph = nnx.graphdef(encoder_network(config))

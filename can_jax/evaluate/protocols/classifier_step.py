@@ -92,7 +92,7 @@ class ClassifierStep:
 
         The factor is ``layer_decay`` to the power of a layer's distance to the head. This distance
         is 1 for the last block, ``depth`` for the first block, and ``depth + 1`` for the
-        embeddings. The final norm and the head keep their updates.
+        embeddings. Updates of the final norm and the head are not scaled.
         """
         depth, decay = encoder_size(self.config.model).depth, self.settings.layer_decay
 
@@ -227,7 +227,7 @@ class ClassifierStep:
     def _inputs(
         self, batch: Batch, step: Array, part: Array
     ) -> tuple[Array, Array, Key[Array, ""]]:
-        """Return augmented and mixed images, their soft targets, and the key of stochastic depth.
+        """Return augmented and mixed images, soft targets, and the random key of stochastic depth.
 
         Args:
             batch: The images and labels of a microbatch.

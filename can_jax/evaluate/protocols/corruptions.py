@@ -148,8 +148,8 @@ def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture
     """Whiten an image, and add snowflakes with motion blur.
 
     The first four values of ``c`` are the mean, standard deviation, zoom and threshold of the
-    flakes. The others are the radius and standard deviation of the motion blur in pixels, and the
-    weight of the original image.
+    flakes. The other values are the radius and standard deviation of the motion blur in pixels, and
+    the weight of the original image.
     """
     mean, deviation, zoom, threshold, radius, sigma, keep = c
     flakes = zoomed(rng.normal(mean, deviation, x.shape[:2]), zoom)

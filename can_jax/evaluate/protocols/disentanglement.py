@@ -24,7 +24,7 @@ SETTINGS: Table = {
 
 
 def disentanglement(context: EvalContext) -> EvalResults:
-    """Measure DCI, the mutual information gap and the correlations of the features of the test
+    """Measure DCI, the mutual information gap, and the correlations between features on the test
     split.
 
     The regressions of DCI are fitted on the training split. Collective: every process must call

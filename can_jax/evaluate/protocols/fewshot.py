@@ -35,7 +35,7 @@ SETTINGS: Table = {
     "draws": Key(5, Whole(1, 10**6),
             "The number of random draws of the training images; accuracies are means over draws."),
     "ridge": Key(1024.0, Number(1e-6, 1e15),
-            "The L2 penalty of ridge regression; the default is big_vision's."),
+            "The L2 penalty of ridge regression; the default is that of `big_vision`."),
     "datasets": Key(
         (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
         "The data sets to use instead of `data`. Each entry overrides keys of `data` and can set a "
@@ -45,7 +45,7 @@ SETTINGS: Table = {
 
 
 def check_fewshot(config: ConfigDict) -> None:
-    """Check that data sets have different names, and convert each ``range`` to floats."""
+    """Check that the names of data sets differ, and convert the ``range`` of each to floats."""
     taken: set[str] = set()
     for index, block in enumerate(config.fewshot.datasets):
         name = dataset_name(index, block)
@@ -63,7 +63,7 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name of a data set in metric names, for an entry of `fewshot.datasets`."""
+    """Return the name that metrics use for a data set, given by an entry of `fewshot.datasets`."""
     name = block.get("name") or block.get("path") or f"data{index}"
     return str(name).replace("/", "_").strip("_")
 

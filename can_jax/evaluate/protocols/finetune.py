@@ -49,7 +49,7 @@ ALPHA = Number(1e-3, 1e3, also=(0,))
 
 
 def _is_randaugment(value: Any) -> bool:
-    """Return whether a value is a valid triple of operations, magnitude and deviation."""
+    """Return whether a value is a valid tuple (operations, magnitude, standard deviation)."""
     kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
     return (
         isinstance(value, tuple | list)
@@ -320,7 +320,7 @@ class Classification:
         return self.step.starting_from(self.context.subject.parameters["encoder"], state)
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return False, so that re-running a completed run tests it again."""
+        """Return False, so that re-running a completed run tests the classifier again."""
         return False
 
     def callbacks(self, run: RunContext) -> "Tester":
