@@ -326,7 +326,7 @@ class Tally(NamedTuple):
     first: str = ""
 
     def plus(self, part: Part) -> "Tally":
-        """Return the tally with the images of another part."""
+        """Return a new tally that also counts the images of ``part``."""
         skipped = len(part.broken)
         first = self.first or (f"{part.broken[0]}: {part.reasons[0]}" if skipped else "")
         return Tally(self.images + skipped + len(part.names), self.skipped + skipped, first)

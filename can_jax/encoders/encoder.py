@@ -136,7 +136,7 @@ class Encoder:
 
         Raises:
             UserError: The images are not uint8, their shape does not match the encoder, or
-                ``features`` is none of these kinds.
+                ``features`` is an unknown kind.
         """
         if features not in (*FEATURES, *TOKENS):
             kinds = ", ".join((*FEATURES, *TOKENS))

@@ -107,7 +107,7 @@ def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
         expected: The (height, width, channels) of the images that the encoder takes.
 
     Raises:
-        UserError: The images are not uint8, or have another shape.
+        UserError: The images are not uint8, or their shape does not match ``expected``.
     """
     try:
         array = np.asarray(images)

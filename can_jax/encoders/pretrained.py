@@ -48,7 +48,7 @@ class PretrainedEncoder:
     Attributes:
         config: The configuration of the training run, or an equivalent configuration for weights of
             another library.
-        parameters: The parameters of the encoder without heads, placed on the device mesh.
+        parameters: The encoder's parameters on the device mesh, without those of projection heads.
         graph: The `nnx.GraphDef` of the encoder's network, which holds no arrays.
         identity: The description of the weights that evaluations write to `results.json`.
     """

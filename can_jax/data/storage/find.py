@@ -52,8 +52,8 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
         compressed: Whether to include the compressed tars of a folder.
 
     Raises:
-        UserError: There is no shard of the split, all shards in a folder are compressed tars and
-            ``compressed`` is False, or the spelling of the split in the data is ambiguous.
+        UserError: There is no shard of the split, or the spelling of the split in the data is
+            ambiguous. ``compressed`` is False, and all shards in a folder are compressed tars.
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
@@ -115,8 +115,8 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
     or, without such a subfolder, the shards that `choose_files` selects.
 
     Raises:
-        UserError: There is no shard of the split, all shards are compressed tars and ``compressed``
-            is False, or the spelling of the split is ambiguous.
+        UserError: There is no shard of the split, or the spelling of the split is ambiguous.
+            ``compressed`` is False, and all shards are compressed tars.
     """
     inner: str | None = split
     if not is_folder(os.path.join(path, split)):

@@ -27,8 +27,8 @@ WRITE_SPLIT = (
 
 
 class AmbiguousSplitError(UserError):
-    """An error raised if several spellings or folders in the data match a split, such as `val` and
-    `dev`, and none is exactly the requested name."""
+    """An error raised if several spellings or folders, such as `val` and `dev`, match a split, and
+    none is exactly the requested name."""
 
 
 def standard(split: str) -> str:
