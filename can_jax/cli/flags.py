@@ -181,7 +181,7 @@ class Flags:
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
-        Registers the parsers of recipe keys by type in `config_flags`, for the whole process.
+        Registers parsers for the types of recipe keys with `ml_collections`, for the whole process.
 
         Args:
             kind: The kind of configuration, such as ``recipe``; a key of

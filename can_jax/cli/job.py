@@ -5,7 +5,7 @@ from can_jax.distributed.runtime import start
 
 
 class Job:
-    """The distributed job of this process, with the flags that locate its other processes.
+    """The distributed job of this process, and the flags that locate the job's other processes.
 
     Args:
         flags: The flags of the command, to which the flags of the job are added.

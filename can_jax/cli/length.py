@@ -23,7 +23,7 @@ def parse_length(text: str) -> tuple[str, Any]:
         text: The length, such as ``2h``, ``1h30m``, ``100epochs``, ``5000steps`` or ``1e7images``.
 
     Raises:
-        UserError: The text is not a length above 0, or not a whole number of steps or images.
+        UserError: The text is not a length above 0, or gives a fraction of a step or of an image.
     """
     plain = text.strip().lower().replace("_", "")
     if TIME.fullmatch(plain):

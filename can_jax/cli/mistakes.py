@@ -54,7 +54,7 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
 def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
     """Return a message about the first option that lacks a value, or None if all options have one.
 
-    absl would take the next option as the value, such as ``--quiet`` after ``--workdir``.
+    Without this check, absl would take the next option, such as ``--quiet``, as the value.
 
     Args:
         values: The absl flags of the command.

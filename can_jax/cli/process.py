@@ -19,8 +19,8 @@ NEW_OBJECTS = 100_000
 def prepare() -> None:
     """Prepare this process for a command, before heavy imports such as JAX.
 
-    This function limits XLA's threads, restarts the program once with huge pages if the system
-    supports them, installs the preemption handler, and makes garbage collection less frequent.
+    This function limits XLA's threads, installs the preemption handler, and makes garbage
+    collection less frequent. If the system supports huge pages, the program is restarted with them.
     """
     bound_threads()
     _ask_for_huge_pages()

@@ -49,7 +49,7 @@ def exit_if_stopped() -> None:
 
     The signal may have interrupted a compilation. A thread of XLA still compiles then, and would
     crash once the exit handler has destroyed JAX's client. Exit handlers run in reverse order of
-    their registration, so those of packages that were imported since are not skipped.
+    registration, so those registered after this function are not skipped.
     """
     if handler.stopped_alone and handler.fixed_code is not None:
         give_up_buffers()
@@ -60,7 +60,7 @@ def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
     Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
-    for a process that ends alone, because the other processes of its job notice only its exit.
+    if this process ends before the others of its job, because they notice only its exit.
 
     Args:
         code: The exit code of the process after the timeout.

@@ -94,7 +94,7 @@ AUGMENT: Table = {
     "crop_interpolation": Key("bilinear", Choice(("bilinear", "bicubic")),
         "The interpolation of crops; `bicubic` is Pillow's, and slower."),
     "crop_fit": Key("redraw", Choice(("redraw", "clamp")),
-        "Whether a crop that exceeds the image is drawn again, or cut to the image."),
+        "Whether a crop beyond the image is drawn again (redraw), or cut to the image (clamp)."),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
     "brightness": Key(
@@ -283,7 +283,7 @@ RECIPE: Table = {
         ),
         "steps": Key(
             10, OR_NEVER,
-            "The number of consecutive steps above the threshold that form a spike; 0 means none.",
+            "The length of a spike in consecutive steps above the threshold; 0 disables detection.",
             unit="steps",
         ),
         "rewinds": Key(

@@ -50,8 +50,8 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
 
 
 def keep_first(config: ConfigDict) -> None:
-    """Set the keys of each duration to None, except for the first one that is set. Older versions
-    used only the first one."""
+    """Set the keys of each duration to None, except for the first key that is set. Older versions
+    used only this key."""
     for keys in DURATIONS:
         set_keys = [key for key in keys if value_of(config, key) is not None]
         if len(set_keys) > 1:
@@ -59,7 +59,7 @@ def keep_first(config: ConfigDict) -> None:
 
 
 def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Set the default unit of a duration to None if the recipe sets another unit.
+    """Set the default key of a duration to None if the recipe sets another key of that duration.
 
     Args:
         config: The configuration to change in place.
@@ -79,7 +79,7 @@ def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = "") -> None:
-    """Keep only the unit in which the command line sets a duration; set its other units to None.
+    """Keep only the key by which the command line sets a duration; set the other keys to None.
 
     Args:
         config: A recipe to which the overrides have been applied; changed in place.

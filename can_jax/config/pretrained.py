@@ -42,7 +42,7 @@ def _per_channel(kind: Number) -> Special:
 
 
 def encoder_table() -> Table:
-    """Return the tables of keys of the config blocks `data`, `mesh` and `model` of an
+    """Return the table of the keys in the config blocks `data`, `mesh` and `model` of an
     evaluation."""
     return {
         # By default, the whole block is that of the run.
@@ -52,8 +52,8 @@ def encoder_table() -> Table:
             "image_size": dataclasses.replace(DATA["image_size"], required=False),
             "test_split": Key(
                 None, Text(),
-                "The split to test on. By default, it is the first labeled split among that of the "
-                "run's kNN probe, `test` and `val`.",
+                "The split to test on; by default the first split with labels, out of the run's "
+                "config.probe.split, `test` and `val`.",
             ),
             "held_out": Key(
                 None, INSIDE,

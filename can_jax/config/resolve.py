@@ -45,7 +45,7 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
 
     Args:
         beside: The path of the calling recipe, usually ``__file__``.
-        name: The name, without suffix, of a file in the same folder or else of a shipped recipe.
+        name: The name, without suffix, of a file in ``beside``'s folder, or of a shipped recipe.
     """
     path = Path(beside).parent / f"{name}.py"
     if not path.is_file():

@@ -2,8 +2,8 @@
 package.
 
 In a checkout, shipped files are in the top-level folders `configs/` and `launch/`; in a wheel, they
-are inside the package. The same names are valid in a checkout and in a wheel, such as `vit_l`,
-`eval/knn`, `study/cifar10`, `healthy/quickstart` and `launch/slurm`.
+are inside the package. Names such as `vit_l`, `eval/knn`, `study/cifar10`, `healthy/quickstart`
+and `launch/slurm` are valid in a checkout and in a wheel.
 """
 
 import ast
@@ -19,10 +19,10 @@ class Kind(NamedTuple):
     """A kind of shipped file, such as the pretraining recipes.
 
     Attributes:
-        title: The noun that messages use for such a file, such as ``study``.
-        prefix: The prefix of the names of such files, such as ``eval/``; empty for recipes.
-        suffix: The suffix of such files, such as ``.py``.
-        command: The program to which such a file is given: a module of can_jax, or ``bash``.
+        title: The noun that messages use for a file of this kind, such as ``study``.
+        prefix: The prefix that a file's name begins with, such as ``eval/``; empty for recipes.
+        suffix: The suffix of the files, such as ``.py``.
+        command: The program to which the file is given: a module of can_jax, or ``bash``.
     """
 
     title: str

@@ -116,8 +116,8 @@ def check_part(name: str, key: Any, value: Any) -> None:
 
 
 def check_encoder(config: ConfigDict) -> None:
-    """Check that the encoder's settings are compatible, and that mean and standard deviation have
-    one value per channel."""
+    """Check that the encoder's settings are compatible, and that ``augment.mean`` and
+    ``augment.std`` have one value per channel."""
     model, (height, width) = config.model, config.data.image_size
     for name in ("dtype", "residual_dtype"):
         check(
@@ -280,8 +280,10 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Check that the run has a length, that the warm-up of a timed run is a fraction of the run,
-    and that no probe or figure reads a streamed data set."""
+    """Check that the run has a length, and that streamed data is used without probes and figures.
+
+    The warm-up of a run with ``total_minutes`` must be given as a fraction of the run.
+    """
     check(
         any(value_of(config, key) is not None for key in TOTAL),
         "total_steps, config.total_epochs, config.total_examples, config.total_minutes: none is "

@@ -30,7 +30,7 @@ IMAGES = (4096, 16384, 65536, 262144)
 
 
 def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
-    """Return the bytes of temporary buffers of the loss and its gradient on one device.
+    """Return the size in bytes of the temporary buffers of the loss and its gradient, per device.
 
     Args:
         mesh: The device mesh over which the images are split.

@@ -1,7 +1,7 @@
 """`python -m can_jax.plan.table configs/vit_l.py …`
 
 Updates the table of plans in the docstring of a recipe, by running the planner for each row. A row
-begins with the devices and with the settings that differ from the recipe, or `-` if none differ:
+begins with the slice, and with the settings that differ from the recipe (`-` if none differ):
 
     slice      settings          memory of a device  estimated  expected  images/s  days
     v5e:16x16  -                 3.6 of 15.8 GiB     0.081 s    0.091 s   44,800    0.26
@@ -69,7 +69,7 @@ def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
 
 
 def plan(path: str, topology: str, settings: str) -> dict[str, Any]:
-    """Run `python -m can_jax.plan --json`, and return its output.
+    """Run `python -m can_jax.plan --json`, and return the parsed output.
 
     The planner runs in a child process, because JAX cannot change its devices after initialization.
     """

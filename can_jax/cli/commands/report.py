@@ -27,7 +27,7 @@ def main(*runs: str) -> None:
     check_file(_OUTPUT.value, "--output=", create_parents=False)
     paths = [os.path.normpath(run) if "://" not in run else run.rstrip("/") for run in runs]
     if len(set(paths)) < len(paths):
-        raise UserError(f"a run is given twice: {' '.join(runs)}")
+        raise UserError(f"{' '.join(runs)}: one of these runs is given twice")
     labels = distinct_names([os.path.abspath(p) if "://" not in p else p for p in paths])
     records = [read_record(epath.Path(p), label) for p, label in zip(paths, labels, strict=True)]
     try:

@@ -39,7 +39,9 @@ def main() -> None:
     if _WORKDIR.value is None and not only_read:
         raise UserError("--workdir=DIR is missing: give the folder for the run directories")
     if _WORKDIR.value is None and _RESULTS.value is None:
-        raise UserError("--workdir=DIR or --results=DIR is missing: give the folder of the results")
+        raise UserError(
+            "--workdir=DIR and --results=DIR are missing: give one of them to locate the results"
+        )
     workdir = epath.Path(_WORKDIR.value or ".")
     results = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "results"
     if _REPORT.value:

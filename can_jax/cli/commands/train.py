@@ -1,9 +1,9 @@
 """`python -m can_jax.main --data=DIR --for=2h`, or `… --config=RECIPE --workdir=DIR`
 
 Pretrains an encoder on images, and writes checkpoints and metrics to a run directory. Re-running
-the command resumes from the latest checkpoint. With `--data`, the command chooses the recipe, the
-batch size, the memory settings and the precision for the devices and the images, and prints each
-choice with its reason. `--for` sets the length of the run: a time, or a number such as `100epochs`,
+the command resumes from the latest checkpoint. With `--data`, the command chooses a recipe, batch
+size, memory settings and precision that suit the devices and the images. It prints each choice with
+its reason. `--for` sets the length of the run: a time, or a number such as `100epochs`,
 `5000steps` or `1e7images`. `--config.key=value` sets any key of the recipe.
 
 To train on several hosts, run the same command on each of them. On Cloud TPU, GKE, SLURM and Open
@@ -27,7 +27,7 @@ from can_jax.utils.errors import UserError
 
 
 def named(argv: list[str], *names: str) -> bool:
-    """Return whether a command line contains at least one of the named options."""
+    """Return whether a command line contains at least one of the options ``names``."""
     given = {argument.lstrip("-").split("=")[0] for argument in argv if argument[:1] == "-"}
     return not given.isdisjoint(names)
 
@@ -136,8 +136,8 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
     """Choose settings for the devices, the data and the training time; print and return them.
 
-    A resumed run keeps its stored settings, except for those that the command line sets, and those
-    that adapt the run to other devices without changing its results.
+    A resumed run keeps its stored settings. Exceptions are settings from the command line, and
+    settings that adapt the run to other devices without changing its results.
 
     Args:
         recipe: The configuration of the recipe, with the values from the command line.
