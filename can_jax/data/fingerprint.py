@@ -25,7 +25,7 @@ WORDS = {
 def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
     """Return a phrase for each difference between two fingerprints; an empty list if they agree.
 
-    An entry of `WORDS` that only one of the fingerprints has is ignored. Content digests, for
+    A key of `WORDS` is ignored if one of the fingerprints lacks it. Content digests, for
     example, are missing from the fingerprint of a run that began before the index was built.
     """
     if ("parts" in stored) != ("parts" in current):

@@ -173,7 +173,7 @@ def test_damaged_header_is_refused(official, inner):
 
 
 def test_official_tars_with_other_counts_are_refused(official, tmp_path, prepare):
-    told = "has 12 images, ImageNet-1k has 1281167: .* accept it with --partial"
+    told = "has 12 images, but ImageNet-1k has 1281167: .* accept it with --partial"
     with pytest.raises(UserError, match=told):
         prepare(official, tmp_path / "out")
     assert not (tmp_path / "out").exists()

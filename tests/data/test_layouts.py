@@ -70,11 +70,11 @@ def test_rows_without_a_label_and_with_several(tmp_path, caplog):
     table.write_text("file_name,label\na.png,cat\nb.png,\nc.png,dog\n")
     labels, classes, missing = labels_from(read_label_list(str(table)), files)
     assert (labels.tolist(), classes, missing) == ([0, -1, 1, -1], ("cat", "dog"), 0)
-    assert "different labels" not in caplog.text
+    assert "more than one label" not in caplog.text
     beyond = 2**70
     table.write_text(f"file_name,label\na.png,4\na.png,4\nb.png,\nc.png,{beyond}\nc.png,5\n")
     assert read_label_list(str(table)) == {"a.png": "4", "c.png": "5"}
-    assert f"lists 1 files with different labels, such as c.png with '{beyond}' and '5'" in (
+    assert f"gives more than one label to 1 files, such as c.png with '{beyond}' and '5'" in (
         caplog.text
     )
     table.write_text(f"file_name,label\na.png,4\nc.png,{beyond}\n")

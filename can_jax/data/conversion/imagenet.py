@@ -123,8 +123,8 @@ def _check_split(
     tar = {"train": TRAIN_TAR, "val": VAL_TAR}[split]
     if images and len(images) != official and (root / tar).exists() and not partial:
         raise UserError(
-            f"{root / tar} has {len(images)} images, ImageNet-1k has {official}: download it "
-            "again, or accept it with --partial"
+            f"{root / tar} has {len(images)} images, but ImageNet-1k has {official}: download "
+            "the tar again, or accept it with --partial"
         )
 
 
@@ -162,7 +162,7 @@ def find_train(root: Path) -> list[Image]:
     `train/`.
 
     Raises:
-        UserError: The images are missing, damaged or in no class folder, or the tar has a link.
+        UserError: Images are missing or in no class folder, or a tar is damaged or has a link.
     """
     if (root / TRAIN_TAR).exists():
         return list(_images_of_tars(root / TRAIN_TAR))
@@ -177,8 +177,8 @@ def find_val(root: Path) -> list[Image]:
     official tar are missing.
 
     Raises:
-        UserError: The tar or the development kit is damaged, an image has no label, or the number
-            of labels differs from the number of images.
+        UserError: A file is damaged, the tar contains a link or a sparse file, or the labels do
+            not match the images.
     """
     if (root / VAL_TAR).exists():
         if not (root / DEVKIT).exists():
@@ -223,7 +223,7 @@ def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) ->
 
 
 def _labeled(images: list[Image], labels: list[str]) -> list[Image]:
-    """Return the images with the given class names."""
+    """Return copies of the images with ``labels`` as their class names."""
     return [image._replace(class_name=label) for image, label in zip(images, labels, strict=True)]
 
 
@@ -344,8 +344,8 @@ def write_shards(
         workers: The processes that write the shards; by default only this process.
 
     Raises:
-        UserError: The disk has too little free space, or ``target`` contains shards of other
-            images, of another order of the images, or another number of shards.
+        UserError: The disk has too little free space, or the shards in ``target`` differ in their
+            images, in the order of the images, or in the number of shards.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]

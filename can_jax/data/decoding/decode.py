@@ -4,9 +4,9 @@ TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow dec
 TensorFlow rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
 `can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
-TensorFlow and Pillow both drop alpha unless four channels are requested. Of an animation, both
-decode only the first frame. `can_jax.data.decoding.depth` describes how images of more than 8 bits
-a channel are converted.
+TensorFlow and Pillow both drop alpha unless four channels are requested. Only the first frame of an
+animation is decoded. `can_jax.data.decoding.depth` describes how images of more than 8 bits a
+channel are converted.
 
 The TensorFlow functions of this module also decode the arrays that
 `can_jax.data.decoding.array_bytes` encodes.
@@ -149,7 +149,7 @@ def native_pixels(
 
 
 def _kind_switch(encoded: Any, **branches: Any) -> Any:
-    """Return the result of the branch whose format matches the first two bytes of ``encoded``."""
+    """Return the result of the function in ``branches`` that matches the format of ``encoded``."""
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, 2)
     tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI", "array": ARRAY}

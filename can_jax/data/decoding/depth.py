@@ -33,7 +33,7 @@ def to_eight_bits(
 
     Raises:
         ValueError: A value is not finite. If ``value_range`` is None, ValueError is also raised for
-            floats, bytes, negative values, and a maximum outside 2**15 to 2**16 - 1.
+            floats, 8-bit integers, negative values, and a maximum outside 2**15 to 2**16 - 1.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("has values that are not finite")

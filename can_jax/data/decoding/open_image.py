@@ -32,8 +32,8 @@ def _known() -> tuple[str, ...]:
 class _PillowLimit:
     """Pillow's limit on pixels, which is raised while at least one open image allows more.
 
-    Pillow has one limit per process. Pillow applies it when opening an image, and when decoding a
-    tile of a TIFF.
+    Pillow has one limit per process. Pillow applies the limit when opening an image, and when
+    decoding a tile of a TIFF.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _PillowLimit:
 
     @contextlib.contextmanager
     def at_least(self, pixels: int) -> Iterator[None]:
-        """Raise the limit to ``pixels``, if it is lower, while the context is active."""
+        """Raise Pillow's limit to at least ``pixels`` while the context is active."""
         with self._lock:
             if not self._allowed:
                 self._usual = Image.MAX_IMAGE_PIXELS
@@ -88,7 +88,7 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.
 
 
 def _identified(encoded: bytes) -> Image.Image:
-    """Return the image that Pillow opens. The error for an unsupported format lists the supported
+    """Open an encoded image with Pillow. The error for an unsupported format lists the supported
     formats."""
     try:
         return Image.open(io.BytesIO(encoded), formats=_known())

@@ -1,2 +1,1 @@
-"""Selection of the examples for evaluations, and pairs of training and test splits with the same
-classes."""
+"""Selection of evaluation examples, and matching of the classes of training and test splits."""

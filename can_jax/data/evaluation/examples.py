@@ -14,7 +14,7 @@ from can_jax.utils.tensorflow import tensorflow
 
 
 class EvaluationBatch(NamedTuple):
-    """The rows of an evaluation batch that this process loads, padded to a fixed size.
+    """The rows of an evaluation batch on one process, padded to a fixed number.
 
     Attributes:
         images: The center crops, uint8 (rows, height, width, channels); zeros for padding.

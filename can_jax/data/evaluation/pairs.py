@@ -1,4 +1,4 @@
-"""Pairs of training and test splits, which are matched by class and checked for duplicate images.
+"""Pairs of a training and a test split, with matched classes and a check for duplicate images.
 
 The kNN probe during training and the evaluation protocols select their examples with this module.
 """

@@ -76,9 +76,9 @@ class _Blocks(io.RawIOBase):
 
 
 class _Zlib(io.RawIOBase):
-    """A stream of the decompressed content of a zlib file, which TensorFlow writes with the option
-    ZLIB, or of a gzip file, which may have several members.
+    """A stream of the decompressed content of a zlib or gzip file.
 
+    TensorFlow writes zlib files with its option ZLIB. A gzip file may have several members.
     `GzipFile` of Python 3.11 reads 8 KB at a time, and takes 1.4 times as long as this class.
 
     Args:

@@ -19,7 +19,8 @@ def is_label(value: int) -> bool:
 def as_label(value: int, where: str) -> int:
     """Return a label, or -1 if the label is outside the range of int32.
 
-    In the latter case, a warning that begins with ``where`` is logged, once for each ``where``.
+    For a label outside the range, a warning that begins with ``where`` is logged, once for each
+    ``where``.
     """
     if is_label(value):
         return value

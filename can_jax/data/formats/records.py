@@ -47,8 +47,8 @@ def scan_tfrecord(path: str) -> ScanResult:
     """Return the byte range of every complete record with a valid header in an uncompressed
     TFRecord file.
 
-    The checksum of a record's content is not verified. `intact_content` verifies it when the record
-    is read.
+    The checksum of a record's content is not verified. `intact_content` verifies this checksum when
+    the record is read.
     """
     file = open_random(path)
     offsets: list[int] = []
