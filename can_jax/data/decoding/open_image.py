@@ -30,7 +30,7 @@ def _known() -> tuple[str, ...]:
 
 
 class _PillowLimit:
-    """Pillow's limit on pixels, which is raised while at least one open image allows more.
+    """Pillow's limit on pixels, which is raised while an image with a higher limit is open.
 
     Pillow has one limit per process. Pillow applies the limit when opening an image, and when
     decoding a tile of a TIFF.
