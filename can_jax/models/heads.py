@@ -100,8 +100,7 @@ class NoiseLevel(nnx.Module):
 
 
 def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:
-    """Return the sines, then the cosines, of each noise level times the frequencies ``10000 ** (-i
-    / (width / 2))``."""
+    """Return the sines, then the cosines, of the angles ``level * 10000 ** (-i / (width / 2))``."""
     frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angles = level[:, None] * jnp.asarray(frequencies, level.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

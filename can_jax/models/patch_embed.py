@@ -4,8 +4,7 @@ The covariance of image patches is ill-conditioned: a few smooth patterns hold n
 variance, and noise dominates the other patterns. A learned embedding alone transmits too little of
 the patterns with low variance. Therefore a fixed map ``x -> (x - mean) @ map`` precedes the
 embedding, where ``map`` is the inverse square root of a covariance. `whitening` uses the measured
-covariance of the data, and `dct_scaling` the covariance that a statistical model of natural images
-implies.
+covariance of the data. `dct_scaling` uses the covariance in a statistical model of natural images.
 
 The fixed map is not trained. Checkpoints store the fixed map beside the running statistics of
 BatchNorm. Since the fixed map and the learned embedding are linear, `fold` can merge them into one
@@ -153,8 +152,7 @@ class PatchEmbed(Linear):
 
 
 def patch_embedding(config: ConfigDict, pixels: int) -> Any:
-    """Return a function ``(pixels, width, **options)`` that builds the patch embedding of a
-    configuration.
+    """Return the function ``(inputs, outputs, **options)`` that builds the patch embedding.
 
     The fixed map of a ``whitened`` embedding is initialized to the identity. A new run then
     replaces the identity by a map computed from its training images.

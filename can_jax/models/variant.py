@@ -35,8 +35,7 @@ OPTIONS: dict[str, Key] = {
     "pre_norm": Key(False, Switch(), "Whether to apply a LayerNorm before the blocks, as in CLIP."),
     "norm": Key(
         "tokens", Choice(("tokens", "pooled")),
-        "Whether the final LayerNorm is applied to each token, or to the pooled embedding (timm's "
-        "fc_norm).",
+        "The input of the final LayerNorm: each token, or the pooled embedding (timm's fc_norm).",
     ),
     "epsilon": Key(LAYER_NORM_EPS, Number(above=0, high=1e-2), "The epsilon of all LayerNorms."),
     "gelu": Key(

@@ -183,7 +183,7 @@ class Attention(nnx.Module):
         return kernel, bias
 
     def _merge_heads(self, attended: Float[Array, "rows heads tokens head_width"]) -> Array:
-        """Apply the output layer to an untransposed array (rows, heads, tokens, head width)."""
+        """Apply the output layer to attended values of shape (rows, heads, tokens, head width)."""
         dtype = attended.dtype
         assert self.out.bias is not None
         kernel = self.out.kernel[...].astype(dtype)
@@ -205,7 +205,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block, whose LayerNorms return ``residual_dtype``."""
+    """A pre-norm transformer block, whose LayerNorms return arrays of dtype ``residual_dtype``."""
 
     def __init__(
         self,
