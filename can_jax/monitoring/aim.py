@@ -68,7 +68,7 @@ class Aim(Tracker):
         self._run["environment"] = facts
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of a step, except those that Aim already holds."""
+        """Write the metrics of a step, except those that Aim already held when the run resumed."""
         epoch = values.get("epoch")
         for name, value in values.items():
             if (name, step) not in self._present:

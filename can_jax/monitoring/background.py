@@ -22,7 +22,8 @@ class Lane:
         self._thread.start()
 
     def put(self, call: Callable[..., object], *arguments: Any) -> bool:
-        """Queue a call, which must not raise an error. Return False if the queue is full."""
+        """Queue ``call``, a function that must not raise an error; return False if the queue is
+        full."""
         try:
             self._calls.put_nowait((call, arguments))
         except queue.Full:

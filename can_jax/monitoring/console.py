@@ -73,7 +73,7 @@ def parameter_table(parameters: Any) -> Table:
 
 
 def contents(table: Table) -> tuple[str, list[str], list[list[str]]]:
-    """Return the title, the column headers and the rows of a rich table as text."""
+    """Return the title, the column headers and the rows of a Rich table as text."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     headers = [str(column.header) for column in table.columns]
     return str(table.title), headers, [list(row) for row in zip(*columns, strict=True)]
@@ -127,7 +127,7 @@ def console_output(quiet: bool, json: bool) -> Iterator[None]:
 
 
 class Clock(Protocol):
-    """The interface of the clock of a timed run, which `can_jax.train.pace.Pace` implements."""
+    """The interface of a timed run's clock; `can_jax.train.pace.Pace` implements it."""
 
     def left(self) -> float:
         """Return the remaining time of the run in seconds."""
@@ -139,7 +139,9 @@ class Clock(Protocol):
 
 
 class Reporter:
-    """A printer of messages, status lines and the progress between them. Only process 0 prints.
+    """A printer of messages, status lines, and the progress since the last status line.
+
+    Only process 0 prints.
 
     Attributes:
         clock: The clock of a timed run; None if the run has a fixed number of steps.
@@ -193,8 +195,8 @@ class Reporter:
     def start_progress(self) -> None:
         """Show the progress between status lines, unless the output is quiet or JSON.
 
-        A terminal shows a progress bar. A file or pipe gets a line that grows, for the first
-        `GROWING_SECONDS`.
+        A terminal shows a progress bar. In a file or pipe, a line of progress grows until
+        `GROWING_SECONDS` have passed.
         """
         if output.quiet or output.json or self.console.quiet:
             return

@@ -23,7 +23,7 @@ class LossSpikeDetector:
     Args:
         config: The resolved configuration. The detector reads ``skipped_updates_limit`` and
             ``spike``.
-        state: The property `state` of the detector that a checkpoint stores; None for a new run.
+        state: The value of `state` that a checkpoint stores; None for a new run.
     """
 
     def __init__(self, config: ConfigDict, state: dict[str, Any] | None = None):
@@ -62,9 +62,9 @@ class LossSpikeDetector:
                 finite.
 
         Returns:
-            `broken` once ``skipped_updates_limit`` updates in a row were skipped. `spike` once
-            ``spike.steps`` losses in a row exceeded the running mean by more than
-            ``spike.deviations`` running standard deviations. Otherwise None.
+            The verdict `broken` once ``skipped_updates_limit`` updates in a row were skipped. The
+            verdict `spike` once ``spike.steps`` losses in a row exceeded the running mean by more
+            than ``spike.deviations`` running standard deviations. Otherwise None.
         """
         self._pending.append((loss, skipped))
         if len(self._pending) <= STEPS_IN_FLIGHT:

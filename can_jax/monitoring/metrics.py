@@ -37,8 +37,8 @@ class MetricWriter:
     """A writer that passes the metrics of a run to the run's trackers, on process 0 only.
 
     Call `truncate_after`, which starts the trackers, before any other method. An error while
-    opening `metrics.jsonl` ends the run. Other errors in methods of trackers do not end it; the
-    first one of each tracker is logged as a warning.
+    opening `metrics.jsonl` ends the run. Other errors in methods of trackers do not end the run;
+    the first error of each tracker is logged as a warning.
 
     As a context manager, the writer also reports to the trackers how the run ended.
 
@@ -74,7 +74,8 @@ class MetricWriter:
         """Start or restart the trackers, and drop metrics of steps that will be repeated.
 
         Raises:
-            OSError: `metrics.jsonl` cannot be written. Errors of other trackers are only logged.
+            OSError: `metrics.jsonl` cannot be written. Errors of trackers other than `jsonl` are
+                only logged.
         """
         first, self._started = not self._started, True
         if lines := self._trackers.get("jsonl"):

@@ -32,8 +32,8 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 @contextlib.contextmanager
 def _without_urls() -> Iterator[None]:
-    """Keep MLflow from printing the URL of the run, unless the environment variable `NO_URLS` is
-    already set."""
+    """Keep MLflow from printing the URL of the run, unless the user has set the environment
+    variable ``MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT``."""
     with restored_environment(NO_URLS):
         os.environ.setdefault(NO_URLS, "true")
         yield
@@ -118,7 +118,8 @@ class MLflow(Tracker):
         self._client.log_dict(self._run, facts, "environment.json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Send the metrics of a step, without those that MLflow holds for this or a later step."""
+        """Send the metrics of a step, except those that MLflow already holds for the step or a
+        later one."""
         from mlflow.entities import Metric
 
         moment = int(1000 * time.time())

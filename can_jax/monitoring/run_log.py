@@ -71,7 +71,8 @@ class RunLog(python_logging.Handler):
             self._write()
 
     def emit(self, record: python_logging.LogRecord) -> None:
-        """Write the message of a log record. `logging` calls this for warnings and errors."""
+        """Write the message of a log record. `logging` calls this method for warnings and
+        errors."""
         self.say(f"{record.levelname}: {record.getMessage()}")
 
     def _write(self) -> None:

@@ -70,11 +70,11 @@ def count_from_process_start() -> None:
 
 
 class Startup:
-    """A stopwatch that divides the time from the start of a run to the end of its first step.
+    """A stopwatch that divides a run's time up to the end of the first step into named parts.
 
     Attributes:
         began: The value of `time.perf_counter` at the start of the run. The first run of a command
-            starts with the process, any other run when this object is created.
+            starts with the process; any other run starts when this object is created.
     """
 
     def __init__(self) -> None:

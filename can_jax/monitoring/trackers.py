@@ -1,8 +1,8 @@
 """The base class and the registry of trackers, which record the metrics and settings of a run.
 
 `config.trackers` selects among the built-in trackers, of which `jsonl` is always active. A user's
-module can register further trackers in `TRACKERS`. All pretraining and fine-tuning runs of the same
-process then use them.
+module can register further trackers in `TRACKERS`. Registered trackers are used by all pretraining
+and fine-tuning runs of the process.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ IDS = "trackers.json"
 class Tracker:
     """A base class for trackers, which record the metrics and figures of a run.
 
-    The methods of the base class do nothing. Only process 0 has trackers. Apart from `jsonl` in its
-    method `start`, an error in a method does not end the run; the first error of each tracker is
+    The methods of the base class do nothing. Only process 0 has trackers. An error ends the run
+    only in the method `start` of the tracker `jsonl`. Of other errors, the first of each tracker is
     logged as a warning.
 
     Attributes:
         in_background: Whether a background thread calls the methods, so that training does not wait
             for them. When a run resumes, the thread calls `start`, and then `metrics` and `figure`
-            with all stored values, so that the tracker can add missing ones.
+            with all stored values, so that the tracker can add missing values.
     """
 
     in_background: ClassVar[bool] = False

@@ -29,8 +29,8 @@ class WandB(Tracker):
     sent again.
 
     Args:
-        workdir: The run directory. If the run directory is local, the W&B client writes into its
-            subfolder ``wandb``.
+        workdir: The run directory. The W&B client writes into the subfolder ``wandb`` of a local
+            run directory.
     """
 
     in_background = True

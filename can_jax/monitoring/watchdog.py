@@ -21,8 +21,8 @@ class Watchdog:
     instead.
 
     A single-process program other than a command, such as a notebook, is not aborted: the stacks
-    and the message are printed once. The timer is not used there, because a process has only one
-    such timer, which the program itself may use.
+    and the message are printed once. Only commands use the timer, because a process has only one
+    such timer, which another program may use itself.
 
     Args:
         seconds: The maximum time between steps in seconds; 0 disables the watchdog.
