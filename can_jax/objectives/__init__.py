@@ -72,8 +72,7 @@ def reads(settings: Settings) -> frozenset[str]:
 
 
 def head_names(settings: Settings) -> dict[str, str]:
-    """Return a dict from the name of each active objective with a head to the name of the head in
-    the parameter tree.
+    """Return, for each active objective that has a head, the head's name in the parameter tree.
 
     The heads are in the order in which their objectives were registered, since their random
     initialization depends on the order.

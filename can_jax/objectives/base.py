@@ -100,9 +100,9 @@ class Objective:
             objective cannot be computed with it. ``check`` is called for active objectives only.
 
     Raises:
-        ValueError: ``reads`` is not a set of strings, or holds a field that is unknown or excluded
-            by ``relates_rows``; a value in ``keys`` is not a `Key`, or ``keys`` contains
-            ``weight``; or ``loss`` requires a parameter that is not in ``keys``.
+        ValueError: ``reads`` is not a set of names of fields that the objective can read, ``keys``
+            contains ``weight`` or a value that is not a `Key`, or ``loss`` requires a parameter
+            that is not in ``keys``.
     """
 
     reads: Set[str]
@@ -184,7 +184,7 @@ def check_names(value: Any) -> None:
 
 
 def at_least_float32(x: Array) -> Array:
-    """Cast an array to float32, unless it is float64, which is returned unchanged.
+    """Cast an array to float32, or return a float64 array unchanged.
 
     Losses are computed in float32 or float64, even if ``model.dtype`` is bfloat16.
     """

@@ -4,9 +4,8 @@ A row is the embedding of one view of an image. Every device holds a shard of th
 and gathers all rows as keys. The forward and backward passes compute the similarity matrix in
 blocks of keys, so memory grows linearly with the batch size.
 
-The custom backward pass needs no reduction over devices. To compute the gradient of a row as a key,
-a device gathers all rows and two numbers per query, namely the log of its softmax denominator and
-its number of positives.
+The custom backward pass needs no reduction over devices. For the gradient of its rows as keys, a
+device gathers all rows and, per query, the log softmax denominator and the number of positives.
 """
 
 import functools
@@ -222,8 +221,8 @@ OBJECTIVE = Objective(
         "directions": Key(
             "mean",
             Choice(("mean", "sum")),
-            "The reduction of the loss over views: mean, or sum as in google-research/simclr, "
-            "which is the mean times the number of views.",
+            "The reduction of the loss over views: mean, or sum (the mean times the number of "
+            "views), as in google-research/simclr.",
         ),
         "supervised": Key(
             False,
@@ -257,7 +256,7 @@ OBJECTIVE = Objective(
         "exclude_copies": Key(
             False,
             Switch(),
-            "Whether to exclude copies of the query's image from its negatives: the same example, "
+            "Whether to exclude copies of the query's image from the negatives: the same example, "
             "or one with the same content digest in the dataset index.",
         ),
     },

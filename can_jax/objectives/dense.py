@@ -2,8 +2,8 @@
 2011.09157).
 
 Each visible patch token of a view is a query. The positive of a query is the token, in another view
-of the image, whose encoder feature is most similar. The negatives of a query are the mean tokens of
-all views of other images in the global batch. DenseCL instead takes the negatives from a queue,
+of the image, whose encoder feature is most similar. The negatives of a query are one mean token per
+view of every other image in the global batch. DenseCL instead takes the negatives from a queue,
 which a momentum encoder fills.
 """
 

@@ -23,8 +23,8 @@ ROUNDING = 16
 
 
 def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Array, " rows"]:
-    """Return, for each embedding, the index of the nearest embedding of another image with the same
-    view index.
+    """Return the index of each embedding's nearest neighbor among the other embeddings with the
+    same view index.
 
     Args:
         unit: The embeddings, in which the views of an image are adjacent rows.

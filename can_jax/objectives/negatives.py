@@ -96,7 +96,7 @@ def contrast_corrected(
     """Compute a contrastive loss with modified negatives over the rows of the global batch.
 
     The module docstring defines the loss. If all negatives of a row are excluded, the denominator
-    of the row holds only its positives. If ``decoupled`` is also set, the loss of such a row is 0.
+    of the row holds only its positives. With ``decoupled``, a row without negatives has loss 0.
 
     Args:
         unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
@@ -116,8 +116,8 @@ def contrast_corrected(
             the content ID of the query are excluded as duplicates.
 
     Returns:
-        The loss, the similarity statistics of each row, and the mean over rows of the fraction of
-        negatives that are excluded.
+        The loss, the similarity statistics of each row, and the fraction of excluded negatives,
+        averaged over rows.
     """
     rows = Rows(jnp.arange(unit.shape[0]), label)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])

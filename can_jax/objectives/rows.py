@@ -90,9 +90,8 @@ class RowStatistics(NamedTuple):
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
     """Normalize vectors to unit length along the last axis.
 
-    A vector shorter than 1e-12 becomes zero and gets no gradient. The division of so short a vector
-    by its length would have a gradient above 1e12, which would distort Adam's second moments for
-    many steps.
+    A vector shorter than 1e-12 becomes zero and gets no gradient. Otherwise the gradient of its
+    normalization would exceed 1e12 and distort Adam's second moments for many steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
