@@ -221,8 +221,8 @@ OBJECTIVE = Objective(
         "directions": Key(
             "mean",
             Choice(("mean", "sum")),
-            "The reduction of the loss over views: mean, or sum (the mean times the number of "
-            "views), as in google-research/simclr.",
+            "The reduction of the loss over views: mean, or sum as in google-research/simclr. The "
+            "sum is the mean times the number of views.",
         ),
         "supervised": Key(
             False,
