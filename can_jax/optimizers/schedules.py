@@ -78,7 +78,8 @@ def restarts(
     """
     if cycles < 1 or not 0 < growth < math.inf or not 0 < decay < math.inf:
         raise ValueError(
-            f"cycles={cycles}, growth={growth}, decay={decay}: all must be above 0, and finite"
+            f"cycles={cycles}, growth={growth}, decay={decay}: cycles must be at least 1, and "
+            "growth and decay must be positive and finite"
         )
     lengths = [growth**i for i in range(cycles)]
     ends = [round(steps * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
@@ -145,8 +146,8 @@ def learning_rate_schedule(
         settings: The config block ``schedule``; None selects cosine decay.
 
     Raises:
-        UserError: ``schedule.name`` is unknown, ``schedule.options`` are not valid for it, or its
-            first or last learning rate is negative or not finite.
+        UserError: ``schedule.name`` is unknown, ``schedule.options`` are not valid for the
+            schedule, or the schedule's first or last learning rate is negative or not finite.
     """
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     steps = max(total_steps - warmup_steps, 1)

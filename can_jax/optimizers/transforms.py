@@ -98,8 +98,8 @@ def transform(settings: Any) -> optax.GradientTransformation:
 
     If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
     update. The mask `decay_mask` excludes biases, scales, tokens and position embeddings from
-    weight decay. If the configured optimizer has a parameter ``weight_decay`` but none for a mask,
-    such as `optax.contrib.prodigy`, its weight decay applies to all parameters.
+    weight decay. Some optimizers, such as `optax.contrib.prodigy`, have a parameter
+    ``weight_decay`` but none for a mask; their weight decay applies to all parameters.
 
     Args:
         settings: The config block ``optimizer``.
