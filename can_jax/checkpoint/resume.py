@@ -112,9 +112,9 @@ def check_stream(
         old, new = stored[name], current[name]
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
-                f"the data in config.data differs from that of the checkpoint of step {step}: it "
-                f"has {', '.join(phrases)}. Give the original data, another --workdir, or "
-                "--allow_changes=data to continue with the change"
+                f"the data in config.data differs from that of the checkpoint of step {step}: "
+                f"config.data has {', '.join(phrases)}. Give the original data, another --workdir, "
+                "or --allow_changes=data to continue with the change"
             )
         if name != "data" and old != new:
             raise UserError(
@@ -148,7 +148,7 @@ def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def is_given(key: str, given: Collection[str]) -> bool:
-    """Return whether the command line sets a key, an element of its value, or its block.
+    """Return whether the command line sets a key, an element of its value, or a block with it.
 
     Args:
         key: The dotted key, such as ``augment.crop_area``.

@@ -198,7 +198,7 @@ class BucketFiles:
 
     def update(self, name: str, text: str) -> bool:
         """See `Files`. If another process removes the object after the existence check, this
-        recreates it."""
+        method recreates the object."""
         if self.read(name) is None:
             return False
         (self._folder / name).write_text(text)
@@ -227,7 +227,7 @@ def files_of(folder: epath.Path) -> Files:
 
 
 def creates_exclusively(url: str) -> bool:
-    """Return whether the object store of a URL can create an object only if it does not exist.
+    """Return whether an object at a URL can be created atomically, with failure if it exists.
 
     Atomic creation requires a conditional write, which the library `obstore` supports. TensorFlow's
     file system checks whether the object exists and then writes, so another process can write in

@@ -242,7 +242,7 @@ class Lease:
     def _beats(self, name: str, record: Record) -> bool:
         """Wait up to `stale_seconds` for a heartbeat of a holder; return whether there was one."""
         logging.warning(
-            "%s is held by %s; waiting up to %.0f s for its heartbeat",
+            "%s is held by %s; waiting up to %.0f s for a heartbeat of that process",
             self._name, who(record), self.stale_seconds,
         )  # fmt: skip
         before = self._files.read(name)
