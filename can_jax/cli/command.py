@@ -62,9 +62,9 @@ class Command:
 
         code = main(["--workdir=runs/l"])
 
-    The exit code is 0 on success, and 1 for a `UserError` or a missing package of the extras for
-    training. It is 75 if a signal such as SIGTERM stopped the command, 130 if Ctrl-C stopped the
-    command, and 70 for any other error.
+    The exit code is 0 on success, and 1 for a `UserError` or if a package that training needs is
+    not installed. It is 75 if a signal such as SIGTERM stopped the command, 130 if Ctrl-C stopped
+    the command, and 70 for any other error.
 
     Args:
         usage: The text that ``--help`` prints above the flags.

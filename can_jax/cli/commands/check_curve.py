@@ -1,10 +1,11 @@
 """`python -m can_jax.study.healthy RANGES --run=DIR [--json]`
 
 Compares the metrics of a run, finished or in progress, with reference ranges from a few successful
-runs of the same recipe. The exit code is 1 if a metric is outside its range, or if no value of a
-run has a range. RANGES is the JSON file of the reference ranges, or `quickstart` for the ranges
-that the package ships. With `--write` and several runs (`--run=DIR1,DIR2,DIR3`), the command
-derives reference ranges from these runs and writes them to RANGES.
+runs of the same recipe. The exit code is 1 if a metric is outside its range, or if a run has no
+value at a step with a reference range. RANGES is the JSON file of the reference ranges, or
+`quickstart` for the ranges that the package ships. With `--write` and several runs
+(`--run=DIR1,DIR2,DIR3`), the command derives reference ranges from these runs and writes them to
+RANGES.
 """
 
 import json

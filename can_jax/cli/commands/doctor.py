@@ -1,10 +1,10 @@
 """`python -m can_jax.doctor [--json]`
 
-Prints the properties of this machine that affect a run: devices, drivers, package versions, limits,
-file systems, and the measured speed of a matrix product, of a copy to the device and of decoding an
-image. Then the command runs the self-check, which compares results of this installation with
-reference vectors. Finally, the command prints a remedy for each problem that it found. The exit
-code is 1 if the self-check fails.
+Prints the properties of this machine that affect a run: devices, drivers, package versions,
+resource limits and file systems. The command also prints the measured speed of a matrix product, of
+a copy to the device and of decoding an image. Then the command runs the self-check,
+which compares results of this installation with reference vectors. Finally, the command prints a
+remedy for each problem that it found. The exit code is 1 if the self-check fails.
 """
 
 import json

@@ -122,8 +122,8 @@ def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) ->
     Args:
         config: The resolved configuration of the training.
         work: The kind of train step.
-        mfu: The assumed fraction of peak FLOP/s, unless the compiler for the devices is installed.
-        dump: The file to which the text of the compiled program is written, if any.
+        mfu: The assumed fraction of peak FLOP/s, used only without a compiler for the devices.
+        dump: The file to write the text of the compiled program to; None for no file.
 
     Raises:
         UserError: The topology is invalid, a flag has no effect on these devices, or the train step
@@ -218,7 +218,7 @@ def resolved(recipe: ConfigDict) -> ConfigDict:
 
 
 def advice(search: Search) -> str:
-    """Return a sentence with the best settings of a search, or with advice if none fits."""
+    """Return a sentence with the best settings of a search, or, if no settings fit, with advice."""
     if search.best:
         options = search.best.choice.options
         return f"The fastest settings that fit are {options} ({attempt_line(search.best)})"
