@@ -68,7 +68,8 @@ class Aim(Tracker):
         self._run["environment"] = facts
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of a step, except those that Aim already held when the run resumed."""
+        """Write the metrics of a step, except values up to the resumed step that Aim already
+        holds."""
         epoch = values.get("epoch")
         for name, value in values.items():
             if (name, step) not in self._present:

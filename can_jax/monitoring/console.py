@@ -139,9 +139,7 @@ class Clock(Protocol):
 
 
 class Reporter:
-    """A printer of messages, status lines, and the progress since the last status line.
-
-    Only process 0 prints.
+    """A printer of messages, status lines and the progress of training. Only process 0 prints.
 
     Attributes:
         clock: The clock of a timed run; None if the run has a fixed number of steps.

@@ -90,8 +90,9 @@ class RowStatistics(NamedTuple):
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
     """Normalize vectors to unit length along the last axis.
 
-    A vector shorter than 1e-12 becomes zero and gets no gradient. Otherwise the gradient of its
-    normalization would exceed 1e12 and distort Adam's second moments for many steps.
+    A vector shorter than 1e-12 becomes zero and gets no gradient. The gradient is inversely
+    proportional to the length, so it could exceed 1e12 and distort Adam's second moments for many
+    steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
