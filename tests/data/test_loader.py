@@ -244,7 +244,7 @@ def test_files_that_cannot_be_decoded_are_replaced_counted_and_named(folder, cap
 def test_nothing_but_broken_files_ends_with_one_line(folder):
     for path in folder.rglob("*.png"):
         path.write_bytes(b"broken")
-    with pytest.raises(UserError, match="none of 16 images tried at position"):
+    with pytest.raises(UserError, match="none of 16 images tried at stream position"):
         batches(on_folder(folder, batch_size=2))
 
 

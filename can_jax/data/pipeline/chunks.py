@@ -161,8 +161,8 @@ def in_parallel(
             processed group. Each group is processed by ``chunk`` in a single thread.
         rows: The number of examples in a batch.
         threads: The number of tf.data threads; None for one per usable CPU core.
-        first: A pair of a function that preprocesses a group for ``chunk``, and the number of
-            threads that run this function. The preprocessing function may block, for example while
+        first: A function that preprocesses a group for ``chunk``, and the number of threads that
+            run this function; None to skip preprocessing. The function may block, for example while
             it reads from a remote store.
         grouped: Whether the elements already are groups of examples, possibly of different sizes.
     """
@@ -344,7 +344,8 @@ class Repair:
         each row.
 
         Args:
-            good_pixels, good: The views of the images that TensorFlow decoded, and their rows.
+            good_pixels, good: The views of the images that TensorFlow decoded, and the rows of
+                these images in the chunk.
             positions, labels: The stream position and the label of each row.
             candidate: A function of (row, attempt) that returns the encoded image to try and its
                 label. Attempt 0 is the image that TensorFlow could not decode.

@@ -9,9 +9,9 @@ loader of indexed data, the streaming loader guarantees less about the order of 
 - Examples are shuffled within windows of `data.window` examples. The examples of a window come
   alternately from `data.shards_at_once` shards, so classes mix even if each shard holds one class.
 
-- A resumed run reads the stream of an uninterrupted run if it divides the shards among the same
-  number of processes. Processes that load the same rows of a batch count as one. If the number has
-  changed, all processes start at the beginning of the next epoch and log a warning.
+- A resumed run reads the same stream as an uninterrupted run if the number of processes that divide
+  the shards is unchanged. Processes that load the same rows of a batch count as one. If the number
+  of processes has changed, all processes start at the next epoch and log a warning.
 
 - An image that cannot be decoded is replaced by another image of its chunk or its window.
 """
@@ -56,10 +56,10 @@ class Windowed(NamedTuple):
     """A record of a shuffle window, and its position in the epoch.
 
     Attributes:
-        group: The index of the first shard of the group that is read concurrently.
+        group: The index of the first shard in the record's group of concurrently read shards.
         position: The index of the record among the interleaved records of the group.
-        shard: The index of the record's shard.
-        record: The record itself. Its attribute ``shard`` counts from the first shard of the group.
+        shard: The index of the record's shard among the shards that a process reads in the epoch.
+        record: The record, whose attribute ``shard`` counts from the first shard of the group.
     """
 
     group: int
@@ -254,7 +254,7 @@ class StreamingLoader(Loader):
     @property
     def place(self) -> list[int]:
         """The position in the stream after the most recently returned batch, as a `Place`, followed
-        by the index and the number of the slices that divide the shards."""
+        by the index of the process's slice and the number of slices."""
         return self._last.tolist() + self._share
 
 
@@ -288,7 +288,7 @@ def resumed(
     epoch = max(state[2] for state in states) + 1
     logging.warning(
         "the checkpoint divides the shards among %d processes, but this run among %d (processes "
-        "that load the same rows count as one): streaming resumes at epoch %d",
+        "that load the same rows of a batch count as one): streaming resumes at epoch %d",
         divided, share[1], epoch,
     )  # fmt: skip
     return (epoch, 0, 0, 0)

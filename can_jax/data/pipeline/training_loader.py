@@ -86,7 +86,7 @@ def host_batches(
         order: The order of the examples; None for the order of a new run with `config.seed`.
 
     Returns:
-        The data set of batches that `chunks.batches` describes.
+        A data set of dicts, one for each batch; see `chunks.batches`.
     """
     order = order or order_of(config.seed, source)
 
@@ -232,7 +232,7 @@ class TrainingLoader(Loader):
         """Count the images that this process skipped in a batch, and log their names.
 
         Raises:
-            UserError: None of the images tried at a position can be decoded.
+            UserError: None of the images tried at a stream position can be decoded.
         """
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
@@ -250,10 +250,11 @@ class TrainingLoader(Loader):
         return numbers.astype(np.uint32)
 
     def _report(self, position: int, attempts: int) -> None:
-        """Count the images skipped at a position, and log the name of each image at most once.
+        """Count the images skipped at a stream position, and log the name of each image at most
+        once.
 
         Raises:
-            UserError: None of the `DECODE_ATTEMPTS` images tried at the position can be decoded.
+            UserError: None of the `DECODE_ATTEMPTS` images tried at ``position`` can be decoded.
         """
         for attempt in range(attempts):
             example = int(self._order.examples_at(np.array([position]), attempt)[0])
@@ -266,8 +267,8 @@ class TrainingLoader(Loader):
                 )  # fmt: skip
         if attempts == DECODE_ATTEMPTS:
             raise UserError(
-                f"none of {attempts} images tried at position {position} can be decoded to "
-                f"{self._config.data.channels} channels; the last was "
+                f"none of {attempts} images tried at stream position {position} can be decoded "
+                f"to {self._config.data.channels} channels; the last was "
                 f"{self._source.describe(example)}. Check the files and config.data.channels"
             )
 

@@ -156,8 +156,8 @@ class RandomViews(Views):
         """Return the views of an encoded image, which is decoded once.
 
         For bilinear crops, a JPEG is downscaled during decoding as far as possible without making
-        a crop smaller than its view. Other images are decoded at their full resolution, and so are
-        all images for bicubic crops.
+        a crop smaller than its view. Images in other formats, and all images for bicubic crops, are
+        decoded at full resolution.
 
         Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image, or the
         image has more than ``max_pixels`` pixels.
