@@ -183,7 +183,7 @@ def test_index_that_takes_a_split_for_a_class_is_refused(tmp_path):
         Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train",
         file_labels=np.arange(3, dtype=np.int32), label_names=("Val", "cat", "dog"),
     )  # fmt: skip
-    with pytest.raises(UserError, match="treats Val, the split val, as a class; rebuild"):
+    with pytest.raises(UserError, match="the folder Val of the split val as a class; rebuild"):
         open_folder(str(tmp_path), "train")
 
 
@@ -241,7 +241,7 @@ def test_classes_below_the_splits_of_several_folders(tmp_path, caplog):
     put(tmp_path, "x/train/a/0.png", "x/val/a/1.png", "y/train/b/2.png", "y/val/a/3.png")
     assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
     assert open_folder(str(tmp_path), "val").label_names == ("a",)
-    assert "the folders directly below those of the split are classes, such as a in" in caplog.text
+    assert "classes are the folders directly below the folders of the split" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
 
 
 def existing_root(path: str) -> Path:
-    """Return the local path of npz files.
+    """Check that the path of npz files exists and is local, and return it as a `Path`.
 
     Raises:
         UserError: The path does not exist, is a URL, or is a pattern.
@@ -81,8 +81,8 @@ def one_numbering(
         The new labels of each file, and the names of all classes.
 
     Raises:
-        UserError: The files have different class names, and in one of them a label has no name, or
-            two labels have the same name.
+        UserError: The files differ in class names, and some label has no name, or shares its name
+            with another label of its file.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
@@ -94,8 +94,8 @@ def one_numbering(
             nameless = own_labels.max(initial=-1) >= len(own)
             if nameless or any(len(set(each)) < len(each) for each in (own, first)):
                 raise UserError(
-                    f"{shard}: the shards differ in label_names, and some label of this shard has "
-                    "no name of its own: give each label a different name in every shard"
+                    f"{shard}: the shards differ in label_names, so every label must have a name "
+                    "that is unique within its shard"
                 )
         if own != first:
             table = np.array([new_label[name] for name in own], np.int32)
@@ -131,7 +131,7 @@ def _read(
     Args:
         shard: The path of the file.
         channels: The number of channels that the images must have.
-        unused: The set to which the names of other arrays are added.
+        unused: The names of arrays that are not used; updated in place.
 
     Raises:
         UserError: The file cannot be read, or an array has the wrong type or shape.

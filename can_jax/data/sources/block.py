@@ -53,7 +53,7 @@ def merge(blocks: Sequence[Block], rows: Sequence[np.ndarray]) -> Block:
 
     Args:
         blocks: The blocks to merge, at least one.
-        rows: For each block, the indices that its images have in the result. Together, the arrays
+        rows: For each block, the indices that its images have in the result. These arrays together
             contain every index exactly once.
     """
     order = np.argsort(np.concatenate(rows))

@@ -150,7 +150,9 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
         def column(name: str) -> np.ndarray:
             values = map_npy(folder / f"{name}.npy")
             if values.ndim != 1 or values.dtype.kind not in "iu":
-                raise ValueError(f"{name}.npy is {values.dtype} of shape {values.shape}")
+                raise ValueError(
+                    f"{name}.npy is {values.dtype} of shape {values.shape}, not of integers (rows,)"
+                )
             return values
 
         rows = {name: column(name) for name in ("file", "offset", "length", "label")}

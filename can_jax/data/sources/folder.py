@@ -112,7 +112,7 @@ def _labeled(table: Table, path: str, root: str) -> Table:
 def _refuse_splits_as_classes(
     path: str, split: str, groups: Groups, classes: tuple[str, ...]
 ) -> None:
-    """Reject an index of an older version in which the folder of another split counts as a class.
+    """Reject an index that an older version built with the folder of another split as a class.
 
     Raises:
         UserError: A class of the index is the folder of another split.
@@ -121,14 +121,14 @@ def _refuse_splits_as_classes(
         for name in set(folders) & set(classes):
             if other != standard(split):
                 raise UserError(
-                    f"the index of {shown(path)} treats {shown(name)}, the split {other}, as a "
-                    "class; rebuild it with python -m can_jax.data.index"
+                    f"the index of {shown(path)} treats the folder {shown(name)} of the split "
+                    f"{other} as a class; rebuild it with python -m can_jax.data.index"
                 )
 
 
 def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
     """Return the folder of a split, the paths of the split's images, and the paths of other files.
-    The paths are relative to that folder.
+    The paths are relative to the folder of the split.
 
     Raises:
         UserError: ``path`` is not a folder, none of its images belongs to the split, or several
@@ -295,9 +295,9 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     if all(below):
         if len(set(tops)) > 1:
             logging.warning(
-                "the folders directly below those of the split are classes, such as %s in %s. The "
-                "top-level folders are not classes: set config.data.path to one of them to read "
-                "only that folder",
+                "classes are the folders directly below the folders of the split, such as %s in "
+                "%s. The top-level folders are not classes: set config.data.path to one of them to "
+                "read only that folder",
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below

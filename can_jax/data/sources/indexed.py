@@ -84,8 +84,8 @@ class IndexedSource(Source):
 
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"]:
-        """The labels in the table; an index may have been built with another `label_key` than the
-        configured one."""
+        """The labels in the table, which can differ from the labels in the records if the index was
+        built with another `label_key`."""
         return self.table.label
 
     @property

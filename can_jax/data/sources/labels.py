@@ -218,8 +218,8 @@ def known_labels(source: Source) -> Labels | None:
 
 
 def has_labels(source: Source) -> bool:
-    """Return whether a source has labels, according to its known labels or else to a sample of its
-    records."""
+    """Return whether a source has labels. If its labels are not known, a sample of its records is
+    examined."""
     labels = known_labels(source)
     if labels is None:
         labels = source.read(_sample(source))[1]

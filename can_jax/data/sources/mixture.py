@@ -69,8 +69,8 @@ class MixtureSource(Source):
         return merge(blocks, all_rows)
 
     def _by_part(self, examples: Examples) -> Iterator[tuple[int, np.ndarray, Examples]]:
-        """Yield each part that has some of the examples: its index, their rows in ``examples``, and
-        their indices in the part."""
+        """Yield the index of each part that contains some of the examples, the positions of these
+        examples in ``examples``, and their indices in the part."""
         owners = np.searchsorted(self._starts, examples, side="right") - 1
         for i in np.unique(owners).tolist():
             rows = np.flatnonzero(owners == i)

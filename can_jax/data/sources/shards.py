@@ -68,7 +68,7 @@ def open_tfrecord(
         features = example_features(IndexedSource(root, table).read(first)[0][0])
         raise UserError(
             f"the first records below {root} have no image in the feature {image_key!r}; the first "
-            f"has the features {', '.join(features) or 'none'}: set config.data.image_key"
+            f"record has the features {', '.join(features) or 'none'}: set config.data.image_key"
         )
     return source
 
@@ -162,8 +162,8 @@ def scan_shard(source: str, path: str) -> ScanResult:
 
 
 def cut_off(path: str, shard: ScanResult) -> str:
-    """Return a phrase that describes the damage of a shard and the number of examples used from
-    it."""
+    """Return a phrase that describes the problem of a shard, and counts its examples that are
+    used."""
     empty = f"contains no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     count = len(shard.offset)
     return f"{shown(path)} {shard.problem or empty}; {count} of its examples are used"
@@ -192,8 +192,8 @@ def join(names: list[str], shards: Sequence[ScanResult]) -> Table:
 def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
     """Return a function that parses a `tf.train.Example` record.
 
-    The returned function maps a record to its encoded image and label; a missing image becomes b"",
-    and a label that is missing or not an integer becomes -1.
+    The returned function maps a record to its encoded image and label. A missing image becomes b"".
+    A label that is missing or not an integer becomes -1.
     """
     where = f"the feature {label_key!r}"
 

@@ -18,7 +18,7 @@ class Survey(NamedTuple):
     Attributes:
         source: The name of the data source that can read the data, a value of ``data.source``.
         images: The number of images, at most `MOST`; None if they were not counted.
-        side: The shorter side of the images in pixels, for image files the median over a sample;
+        side: The shorter side of the images in pixels; for image files, the median of a sample.
             None if unknown.
         shape: The common height and width of all images in pixels; None if they may differ.
         labeled: Whether all npz files contain labels; False for other data, which is not examined

@@ -75,7 +75,8 @@ class Appearance(NamedTuple):
     those of the background per image, and the noise per pixel and channel.
 
     Attributes:
-        rows, columns: The coordinates of the image's points on the grid of figures, in grid cells.
+        rows, columns: The coordinates of the supersampled points of an image on the grid of
+            figures, in units of a grid cell.
         scale: The size of each figure as a fraction of its grid cell.
         turn: The rotation of each figure in radians.
         dy, dx: The displacement of each figure from the center of its cell, in units of half a

@@ -29,8 +29,9 @@ class Located(NamedTuple):
         image_key: The name of the feature that contains the image.
         label_key: The name of the feature that contains the label; None if there is none.
         label_names: The class names, indexed by label; empty if ``label_key`` is None.
-        ranges: The shard, the index of the first record and the number of records for each part of
-            a split expression such as `train[:90%]`; empty for a whole split.
+        ranges: The ranges of records that a split expression such as `train[:90%]` selects: the
+            shard, the index of the first record, and the number of records. Empty if the split is a
+            name.
     """
 
     root: str
@@ -73,8 +74,8 @@ def open_tfds(
 
 
 def _selected(table: Table, located: Located) -> Table:
-    """Return a table of the records that a split expression selects, in the order of the parts of
-    the expression."""
+    """Return a table of the records that a split expression selects, in the order of
+    ``located.ranges``."""
     starts = np.searchsorted(table.file, np.arange(len(located.shards) + 1))
     rows = []
     for shard, first, count in located.ranges:
