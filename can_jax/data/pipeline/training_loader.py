@@ -62,7 +62,7 @@ def order_of(seed: int, source: Source, version: int = VERSION) -> Order:
             if abs(real / requested - 1) > SHARE_ERROR:
                 logging.warning(
                     "part %d of config.data.mixture gets the fraction %.2g of the stream instead "
-                    "of %.2g: fractions are multiples of 1/%d", index, real, requested, CYCLE,
+                    "of %.2g: fractions are multiples of about 1/%d", index, real, requested, CYCLE,
                 )  # fmt: skip
         sizes = tuple(part.examples for part in source.parts)
         return Order(seed, sizes, source.weights, version)
