@@ -94,8 +94,7 @@ class _Run(NamedTuple):
     teacher: Tree | None
 
     def settings(self, *, related: bool) -> objectives.Settings:
-        """Return the config blocks of the active objectives whose ``relates_rows`` equals
-        ``related``."""
+        """Return the config block of each active objective with ``relates_rows=related``."""
         settings = self.config.objective.to_dict()
         terms = objectives.active(settings)
         return {name: settings[name] for name in terms if terms[name].relates_rows == related}
@@ -136,8 +135,8 @@ class _Run(NamedTuple):
         return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
     def with_all_negatives(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
-        """Compute the gradients of the whole batch in microbatches, with GradCache for objectives
-        that relate rows."""
+        """Compute the gradients of the batch one microbatch at a time, with GradCache for
+        objectives with ``relates_rows=True``."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
         parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
         settings = self.settings(related=True)

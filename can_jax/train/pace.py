@@ -1,10 +1,10 @@
 """The last step and the schedule position of timed runs, which end at a time limit.
 
-On devices of any speed, a timed run ends at about the given time, with the learning rate at the end
+On devices of any speed, a timed run ends at about its time limit, with the learning rate at the end
 of its schedule. The schedule has `TIMED_STEPS` virtual steps. The schedule position grows linearly
 with the step number and reaches the end at the estimated last step. The last step is re-estimated
-at intervals of 1/200 of the time limit, but at least 2 seconds, at most 60 seconds, and at least
-one step.
+at intervals of 1/200 of the time limit, clipped to the range of 2 to 60 seconds. If a step takes
+longer than the interval, the last step is re-estimated after every step.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ class Used(NamedTuple):
 
     Attributes:
         seconds: The time used, in seconds.
-        allowed: The time limit of the run in seconds, as of its last start.
+        allowed: The time limit in seconds with which the run was last started.
         last_step: The last step of the run, or None if the run has not reached it.
-        evaluation_seconds: The longest time of the evaluations of one step, in seconds.
-        step_seconds: The seconds per step at the time of these evaluations; 0 if there were none.
+        evaluation_seconds: The longest time in seconds that the evaluations of one step took.
+        step_seconds: The seconds per step at the time of the longest evaluations; 0 without any.
     """
 
     seconds: float = 0.0
@@ -92,7 +92,7 @@ class Pace:
             seconds: The time limit of the run in seconds, summed over all starts.
             began: The value of `time.perf_counter` when this start of the run began.
             step: The step from which the run starts or resumes.
-            stored: The result of `state` in the checkpoint of that step; None for a new run.
+            stored: The result of `state` that the checkpoint of ``step`` holds; None for a new run.
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
@@ -154,8 +154,8 @@ class Pace:
             paused: The total seconds so far for which training was paused, for example by
                 evaluations.
             evaluation: The longest time in seconds that the evaluations of one step took in this
-                start. The estimate reserves this time for the evaluations after the last step, and
-                more if the machine has become slower.
+                start. The estimate reserves ``evaluation`` seconds for the evaluations after the
+                last step, and more if the machine has become slower.
         """
         if self._fixed or step < self._next or step >= self.total:
             return

@@ -64,8 +64,8 @@ def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
-    """Return the number of batches that hold `IMAGES` images, or one epoch if an epoch has fewer
-    images."""
+    """Return the number of batches that hold `IMAGES` images, or ``examples`` images if that is
+    less."""
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 
 
@@ -94,7 +94,7 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
 
 
 def whitening_of(config: ConfigDict, moments: Moments) -> dict[str, np.ndarray]:
-    """Return the arrays of the map that whitens patches with the given moments, by name."""
+    """Return the arrays, by name, of the whitening map for patches with these moments."""
     floor = noise_floor(config.noise.sigma_max)
     fixed = whitening(moments.mean, moments.covariance, floor)
     return {"map_mean": fixed.mean, "map": fixed.map}

@@ -279,7 +279,8 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Check that the batch can be split evenly over the devices and the microbatches.
 
     Raises:
-        UserError: The batch size is not a multiple of `batch_shards` times microbatches.
+        UserError: The batch size is not a multiple of `batch_shards` times the number of
+            microbatches.
     """
     devices, parts = batch_shards(mesh), config.accumulation.microbatches
     unit = devices * parts
@@ -361,7 +362,7 @@ def warn_of_unsplit_heads(config: ConfigDict, mesh: Mesh) -> None:
         if size.heads % tensor:
             logging.warning(
                 "config.mesh.tensor=%d does not divide the %d attention heads of config.%s: each "
-                "of the %d devices computes all heads; a divisor of %d splits them",
+                "of the %d devices computes all heads; to split the heads, set a divisor of %d",
                 tensor, size.heads, name, tensor, size.heads,
             )  # fmt: skip
 

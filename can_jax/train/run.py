@@ -245,7 +245,7 @@ def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tu
 
 
 def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
-    """Wait for the lowered train step, compile it, and print the seconds that both took."""
+    """Wait until the train step is lowered, compile it, and print the total seconds."""
     started = time.perf_counter()
     compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

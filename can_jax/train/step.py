@@ -61,7 +61,8 @@ class TrainState:
         *,
         bounded: bool = False,
     ) -> "TrainState":
-        """Return the state after a step, without the update if one of its values is not finite.
+        """Return the state after a step; if the loss, gradient norm or update is not finite, skip
+        the update.
 
         A finite gradient can still produce parameters or moments that are not finite, so the
         results of the update are also checked.
@@ -232,7 +233,7 @@ class Step:
         return bool(self.config.optimizer.ema_decay)
 
     def teacher(self, state: TrainState) -> Tree | None:
-        """Return the moving average of the encoder if an objective reads its tokens, else None."""
+        """Return the moving average of the encoder if an objective needs a teacher, else None."""
         if "teacher" not in objectives.reads(self.config.objective.to_dict()):
             return None
         return {"encoder": state.optimizer["average"]["encoder"]}
@@ -242,7 +243,7 @@ class Step:
         return state.optimizer["average"] if self.averages else state.parameters
 
     def started(self, state: TrainState, parameters: Tree) -> TrainState:
-        """Return the state with new parameters, which also replace their moving average, if any."""
+        """Return the state with new parameters, to which the moving average, if any, is reset."""
         state = dataclasses.replace(state, parameters=parameters)
         if self.averages:
             copied = jax.tree.map(jnp.copy, parameters)  # the step donates both

@@ -44,8 +44,8 @@ class Training(Protocol):
 
     @property
     def allowed(self) -> Collection[str]:
-        """The keys of `can_jax.checkpoint.resume.CHANGES` that this resume may change, as the user
-        states by ``--allow_changes``."""
+        """The keys of `can_jax.checkpoint.resume.CHANGES` that this resume may change, given by the
+        flag ``--allow_changes``."""
         ...
 
     def stream(self) -> dict[str, Any]:
