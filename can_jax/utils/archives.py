@@ -1,8 +1,8 @@
 """Readers and writers of npz and npy files. The readers are safe for untrusted files.
 
 The package reads all npz and npy files with this module, which loads no pickled objects. A
-compressed file of a few megabytes can expand to gigabytes. `read_npz` therefore first compares the
-expanded size that the file states with the size of the file and with the machine's memory.
+compressed file of a few megabytes can expand to gigabytes. `read_npz` therefore first checks the
+expanded size stated in the file against the file's size and the machine's memory; see `Budget`.
 """
 
 import io
@@ -37,8 +37,8 @@ class Budget:
         size: The size of the file in bytes.
 
     Attributes:
-        most: The limit in bytes: 100 times ``size``, at least 256 MiB, and at most the machine's
-            memory.
+        most: The limit in bytes: 100 times ``size`` or 256 MiB, whichever is larger, but not more
+            than the machine's memory.
     """
 
     def __init__(self, size: int):
@@ -66,7 +66,7 @@ class Budget:
 def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
     """Reject a zip archive whose members would expand to too large a total size.
 
-    The archive's directory states the size of each member, beyond which `zipfile` does not read.
+    The archive's directory states the size of each member; `zipfile` reads no more than that size.
 
     Raises:
         UserError: The total exceeds the budget, or a member is neither stored nor deflated.

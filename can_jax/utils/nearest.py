@@ -43,9 +43,9 @@ def nearest(
 ) -> str | None:
     """Return the option that a name most likely means, or None.
 
-    Options with the same name or a synonym come first, then options that contain all words of the
-    name, then options with a similar spelling. For a dotted name, options in the same block are
-    preferred.
+    Options that equal the name or a synonym of it come first, then options that contain all words
+    of the name, then options with a similar spelling. For a dotted name, options in the block of
+    that name are preferred.
 
     Args:
         name: The name that the user gave, such as ``lr`` or ``config.optimizer.lr``.

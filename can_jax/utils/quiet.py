@@ -17,8 +17,8 @@ def silence_threads() -> Callable[[], None]:
     """Suppress the errors of abandoned checkpoint writes; return a function that undoes this.
 
     This function changes the level of the logger ``asyncio``, the warning filters and
-    `sys.unraisablehook`. A command does not undo the changes, because writes that are freed when
-    the process exits would log errors after the last message of the command.
+    `sys.unraisablehook`. Commands do not undo these changes; otherwise, abandoned writes could log
+    errors when the process exits, after a command's last message.
     """
     asyncio_logger = logging.getLogger("asyncio")
     level, usual = asyncio_logger.level, sys.unraisablehook
@@ -56,11 +56,11 @@ def quiet_threads() -> Iterator[None]:
 
 
 class _RootHandler:
-    """A context manager that gives a root logger without handlers a temporary handler.
+    """A context manager that adds a temporary handler to the root logger if it has none.
 
     absl calls `logging.basicConfig` with its first message if the root logger has no handler. The
-    handler would stay, and a later `logging.basicConfig` of the calling program would have no
-    effect. Orbax logs through absl when it is imported.
+    handler that absl adds would remain, and a later `logging.basicConfig` of the calling program
+    would have no effect. The import of Orbax logs through absl.
     """
 
     def __init__(self) -> None:

@@ -126,7 +126,7 @@ def _reach(address: str) -> None:
 
 
 def _version() -> str:
-    """Return the version of this package, whose top module is loaded before its other modules."""
+    """Return the version of this package, from the imported module ``can_jax``."""
     version: str = sys.modules["can_jax"].__version__
     return version
 
