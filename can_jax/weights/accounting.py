@@ -22,7 +22,7 @@ OUTSIDE = re.compile(
 
 
 def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
-    """Raise `UserError` for an unused array that is not known to be outside of the encoder.
+    """Raise `UserError` for an unused array, unless it is known to be outside of the encoder.
 
     Args:
         arrays: The names of all arrays of a file.
@@ -31,7 +31,7 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
     unused = sorted(set(arrays) - set(used))
     if unknown := [name for name in unused if not OUTSIDE.fullmatch(name)]:
         more = len(unknown) - 1
-        others = {0: "", 1: ", nor has 1 other"}.get(more, f", nor have {more} others")
+        others = {0: "", 1: ", nor has 1 other array"}.get(more, f", nor have {more} other arrays")
         raise UserError(
             f"{unknown[0]} has no counterpart in this encoder{others}: features would be wrong "
             "without it"

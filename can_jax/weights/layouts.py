@@ -72,13 +72,13 @@ def _decoder(table: dict[str, str]) -> dict[str, str]:
 
 
 def to_huggingface(arrays: Arrays, *, with_decoder: bool, dinov2: bool = False) -> Arrays:
-    """Rename arrays for transformers' `ViTModel`, `ViTMAEForPreTraining` or `Dinov2Model`.
+    """Rename arrays for `ViTModel`, `ViTMAEForPreTraining` or `Dinov2Model` of `transformers`.
 
     Args:
         arrays: The arrays under MAE's names. Arrays that the target model lacks are dropped.
         with_decoder: Whether to include the decoder, for `ViTMAEForPreTraining`.
-        dinov2: Whether to use the names of `Dinov2Model` and `Dinov2WithRegistersModel`. If absent,
-            their mask token is added as zeros, and their LayerScale parameters as ones.
+        dinov2: Whether to use the names of `Dinov2Model` and `Dinov2WithRegistersModel`. A missing
+            mask token is added as zeros, and missing LayerScale parameters as ones.
     """
     names = HUGGINGFACE
     if dinov2:
@@ -138,7 +138,7 @@ def from_huggingface(arrays: Arrays) -> Arrays:
 def _file_name(name: str) -> str:
     """Return the name of a Hugging Face array in weight files, without the model prefix.
 
-    Since version 5 of Transformers, some parameters have shorter names in memory than in files.
+    Since version 5 of `transformers`, some parameters have shorter names in memory than in files.
     """
     plain = re.sub(r"^layers\.", "encoder.layer.", PREFIX.sub("", name, count=1))
     for part, projection in PROJECTION.items():
@@ -203,8 +203,8 @@ VISION_TRANSFORMER = {
 def _big_vision_names(arrays: Arrays) -> Arrays:
     """Return arrays under big_vision's names without `params/`, with separate arrays per block.
 
-    The blocks of a model with ``scan=True`` are stacked in its file. vision_transformer has other
-    names for some arrays.
+    The blocks of a model with ``scan=True`` are stacked in its file. The library
+    `vision_transformer` names some arrays differently, so these are renamed.
     """
     plain: Arrays = {}
     for name, array in arrays.items():
@@ -231,8 +231,8 @@ def from_big_vision(arrays: Arrays) -> Arrays:
     rest = _big_vision_names(arrays)
     if "cls" not in rest:
         raise UserError(
-            "the big_vision weights have no cls: encoders without a class token, which pool by gap "
-            "or map, are not supported"
+            "the big_vision weights have no cls: encoders without a class token (pool_type gap or "
+            "map) are not supported"
         )
     if (whole := "posembed_input/pos_embedding") in rest:  # It has a row for the class token.
         positions = rest.pop(whole)

@@ -121,14 +121,16 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
     """Return weights whose options have the form of GELU that the caller or the files state.
 
     An encoder with a LayerNorm before its blocks, such as CLIP's, can have the exact form or
-    QuickGELU. The arrays do not show which, so the caller or a file must state its form.
+    QuickGELU. The arrays do not show which form, so the caller or a file must state it.
     """
     options, stated = weights.facts["options"], weights.facts.get("gelu") is not None
     ours = options.get("gelu", PLAIN.gelu)
     if given is not None and given not in FORMS:
-        raise UserError(f"gelu={given!r}: give {', '.join(FORMS)}")
+        raise UserError(f"gelu={given!r}: give one of {', '.join(FORMS)}")
     if stated and given not in (None, ours):
-        raise UserError(f"gelu={given}: the weights have {ours} ({weights.keys['gelu']}); omit it")
+        raise UserError(
+            f"gelu={given}: the weights have {ours} ({weights.keys['gelu']}); omit this value"
+        )
     if given is None and not stated and options.get("pre_norm"):
         if reason := weights.keys.get("gelu"):
             raise UserError(
@@ -213,7 +215,7 @@ def sizes(weights: Weights) -> Facts:
         facts: Facts = {"width": width, "depth": depth}
         for name in ("patch_size", "channels"):
             if name not in stated:
-                raise UserError(f"{name} is not known: use the folder of the export instead")
+                raise UserError(f"{name} is not known: give the folder of the export, not its file")
             facts[name] = stated[name]
     else:
         facts = encoder_sizes(arrays)._asdict()

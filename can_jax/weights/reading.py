@@ -137,9 +137,10 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _unwrapped(arrays: Arrays) -> Arrays:
-    """Remove the prefix, such as ``module.backbone.``, of an encoder inside a larger model.
+    """Remove the prefix, such as ``module.backbone.``, from the names of an encoder's arrays.
 
-    The names of other arrays lose the part of this prefix with which they begin.
+    If another array's name begins with a part of the prefix, such as ``module.``, that part is also
+    removed.
 
     Raises:
         UserError: The arrays are those of several encoders, or two arrays get the same name.

@@ -164,7 +164,9 @@ def _check_pickle(content: bytes) -> None:
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
-            raise ValueError(f"the pickle has the memo index {argument}, which exceeds its size")
+            raise ValueError(
+                f"memo index {argument} exceeds the pickle's size, {len(content)} bytes"
+            )
 
 
 def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -249,8 +251,8 @@ def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
     """Return the weights to use from a training checkpoint, and notes on its other weights.
 
     Raises:
-        UserError: The checkpoint holds several models, and not exactly one of them under a key of
-            `USUAL`.
+        UserError: The checkpoint holds several models, and the keys of `USUAL` select none or more
+            than one.
     """
     notes: tuple[str, ...] = ()
     path = ""

@@ -26,7 +26,7 @@ ARRAYS_OF_OPTIONS = {
 
 
 def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]]:
-    """Return arrays under the names that `torch_layout` expects, and the options they require.
+    """Return arrays under the names that `torch_layout` expects, and the encoder's options.
 
     Missing biases become zeros. The learned position embeddings of the class token and of the
     registers are added to the arrays of these tokens, since their positions never change.
@@ -122,8 +122,8 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
     tokens.
 
     Raises:
-        UserError: The rows of positions fit neither a stated image size nor a square grid, or a
-            token is missing or has another width.
+        UserError: The number of positions fits neither a stated image size nor a square grid, or a
+            token is missing or has another width than the encoder.
     """
     table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
     registers = options.get("registers", 0)
@@ -154,16 +154,18 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
 def _grid_of_rows(
     rows: int, prefixes: tuple[int, ...], stated: tuple[int, int] | None
 ) -> tuple[int, tuple[int, int]] | None:
-    """Return the number of rows of positions before those of the patches, and the patch grid.
+    """Return the number of position embeddings before those of the patches, and the patch grid.
+
+    The stated grid takes precedence over a square grid.
 
     Args:
-        rows: The number of rows of positions.
-        prefixes: The numbers of rows that may precede those of the patches, the most usual first.
+        rows: The number of position embeddings.
+        prefixes: The possible numbers of position embeddings before those of the patches, the most
+            common first.
         stated: The grid (height, width) that files state; None if they state none.
 
     Returns:
-        The first number in ``prefixes`` with which the other rows form the stated grid or else a
-        square grid, and this grid; None if there is no such number.
+        The number from ``prefixes`` and the grid (height, width); None if no grid fits.
     """
     for prefix in prefixes:
         if stated is not None and stated[0] * stated[1] == rows - prefix:
