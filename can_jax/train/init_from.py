@@ -44,8 +44,8 @@ def initial_weights(
         mesh: The device mesh on which the parameters are sharded.
         variant: The options of this run's encoder, such as its GELU approximation.
         statistics: The batch statistics of the network. If ``statistics`` holds a fixed whitening
-            map, the loaded patch embedding is converted so that its tokens stay the same with that
-            map.
+            map, the loaded patch embedding is converted so that, with this map, it yields the same
+            tokens.
         normalization: The ``mean`` and ``std`` by which this run normalizes images. If None, the
             notes name the normalization of the weights without a comparison.
 

@@ -101,7 +101,8 @@ class Loop:
         logger: The logger of metrics and status lines.
         callbacks: The callbacks, which include the periodic evaluations.
         stopping: The handler of signals that ask the job to stop, such as SIGTERM.
-        watchdog: The timer that prints thread stacks and ends a command if steps stop completing.
+        watchdog: The timer that prints thread stacks and ends the command if no step completes in
+            time.
         replicas: The check that replicated arrays are equal on all devices; None if
             ``check_replicas`` is False.
         progress: The progress of the run, initially at the step from which it starts or resumes.
