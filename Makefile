@@ -17,7 +17,9 @@ GPU_PYTHON ?= python3.12
 WORKDIR ?= runs/quickstart
 CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
+# Variables, since a comma would end an argument of a call.
 TORCH := '.[test,torch]'
+SERVERS := '.[test,servers]'
 
 # Installs the package with its extras $(1), and with the options and packages of $(2) if given. Prints
 # a dot every two seconds, since pip prints nothing for minutes.
@@ -97,7 +99,7 @@ $(VENV)/installed-torch: $(VENV)/installed-test
 	@touch $@
 
 $(VENV)/installed-servers: $(VENV)/installed-test
-	$(call install,'.[test,servers]')
+	$(call install,$(SERVERS))
 	@touch $@
 
 # Write the tested versions: those of a new environment with the newest versions that are allowed.

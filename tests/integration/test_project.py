@@ -1,5 +1,6 @@
 """The files around the code: for continuous integration, containers and citations."""
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,23 @@ def test_continuous_integration_runs_the_test_command_on_every_supported_python(
     assert job["strategy"]["matrix"]["python"] == supported
     constrained = {path.stem for path in (ROOT / "constraints").glob("py???.txt")}
     assert constrained == {f"py{version.replace('.', '')}" for version in supported}
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["quickstart", "test", "test-trackers", "test-torch", "test-remote", "test-gpu", "docs"],
+)
+def test_targets_install_extras_that_exist(target):
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", target, f"PYTHON={sys.executable}"], cwd=ROOT,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    installs = [line for line in done.stdout.splitlines() if "pip install" in line]
+    assert installs
+    for line in installs:
+        (package,) = (word for word in shlex.split(line) if word.startswith(".["))
+        extras = package.removeprefix(".[").removesuffix("]").split(",")
+        assert set(extras) <= PROJECT["optional-dependencies"].keys()
 
 
 def test_hooks_run_tools_of_the_test_environment():
