@@ -17,9 +17,8 @@ GPU_PYTHON ?= python3.12
 WORKDIR ?= runs/quickstart
 CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
-# Variables, since a comma would end an argument of a call.
+# A variable, since a comma would end an argument of a call.
 TORCH := '.[test,torch]'
-SERVERS := '.[test,servers]'
 
 # Installs the package with its extras $(1), and with the options and packages of $(2) if given. Prints
 # a dot every two seconds, since pip prints nothing for minutes.
@@ -40,15 +39,14 @@ test: $(VENV)/installed-test lint
 test-all: $(VENV)/installed-test lint
 	$(VENV)/bin/python -m pytest -m "not trackers"
 
-# In an environment of its own, since Aim and MLflow need other versions of some packages.
-test-trackers: .venv-trackers/installed-trackers
+test-trackers: .venv-trackers/installed
 	.venv-trackers/bin/python -m pytest tests/monitoring/test_trackers.py --numprocesses=0
 
 test-torch: $(VENV)/installed-torch
 	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark tests/augment/test_randaugment.py
 
-test-remote: $(VENV)/installed-servers
-	$(VENV)/bin/python -m pytest tests/remote --numprocesses=0
+test-remote: .venv-remote/installed
+	.venv-remote/bin/python -m pytest tests/remote --numprocesses=0
 
 # In an environment of its own, since JAX uses the packages for GPUs wherever they are installed.
 test-gpu:
@@ -84,10 +82,13 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(call install,'.[docs]')
 	@touch $@
 
-.venv-trackers/installed-trackers: $(REQUIREMENTS)
-	$(PYTHON) -m venv .venv-trackers
-	@echo "installing the clients of trackers into .venv-trackers; this takes a few minutes"
-	.venv-trackers/bin/python -m pip install --editable ".[test,wandb,mlflow,aim]"
+# Environments of their own, without constraints, since some of the packages need other versions.
+.venv-trackers/installed: EXTRAS := test,wandb,mlflow,aim
+.venv-remote/installed: EXTRAS := test,servers
+.venv-trackers/installed .venv-remote/installed: $(REQUIREMENTS)
+	$(PYTHON) -m venv $(@D)
+	@echo "installing '.[$(EXTRAS)]' into $(@D); this takes a few minutes"
+	$(@D)/bin/python -m pip install --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
@@ -96,10 +97,6 @@ $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
 
 $(VENV)/installed-torch: $(VENV)/installed-test
 	$(call install,$(TORCH))
-	@touch $@
-
-$(VENV)/installed-servers: $(VENV)/installed-test
-	$(call install,$(SERVERS))
 	@touch $@
 
 # Write the tested versions: those of a new environment with the newest versions that are allowed.
