@@ -40,8 +40,8 @@ def evaluate(
         config: The resolved configuration of the evaluation.
         checkpoint: The path of a pretraining run, an export, weights of another library, or a
             classifier that the protocol `classify` has trained.
-        workdir: The directory for `results.json` and `report.html`, and for the run of a protocol
-            that trains a model.
+        workdir: The directory for `results.json` and `report.html`. A protocol that trains a model
+            also uses it as its run directory.
         untrained: Whether to evaluate the encoder with random instead of trained weights.
 
     Returns:
@@ -71,7 +71,7 @@ def measure(
         config: The resolved configuration of the evaluation.
         checkpoint: The path of a pretraining run, an export, weights of another library, or a
             classifier that the protocol `classify` has trained.
-        workdir: The directory for the run of a protocol that trains a model; created if missing.
+        workdir: The run directory of a protocol that trains a model; created if missing.
         untrained: Whether to evaluate the encoder with random instead of trained weights.
         pictures: Whether to draw the nearest neighbors and a map of the embedding, if the protocol
             returns ``pictured_splits``.

@@ -92,9 +92,9 @@ def choose_and_hold_out(
         share: The maximum fraction of the labeled examples to hold out, above 0 and below 1. At
             least one example is held out.
         seed: The seed that selects the held-out examples.
-        notes: The list of notes for the user. Error messages quote these notes, which must
-            already state why examples are held out. A note with the number of held-out examples is
-            appended.
+        notes: The list of notes for the user, which the caller fills with the reason for holding
+            examples out, since error messages quote it. A note with the number of held-out examples
+            is appended.
 
     Raises:
         UserError: No class has two labeled examples, or the source has no labels.

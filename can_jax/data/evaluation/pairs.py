@@ -94,8 +94,8 @@ def open_pair(
         splits: The names of the test splits to try, in order of preference.
         chosen: Whether the user chose the test split. A chosen test split is used even if it
             consists of the training files.
-        counts: The maximum numbers of training and test examples to select, evenly spread; None for
-            all.
+        counts: The maximum numbers of training and test examples to select, evenly spaced over
+            their splits; None for all.
         share: The maximum fraction of the training split to hold out; see `choose_and_hold_out`.
         seed: The seed that selects the held-out examples.
         train: The source of the training split if it is open already; None to open it.
@@ -250,7 +250,7 @@ def open_part(
         data: The config block from which the source was opened.
         split: The name of the split, such as `test`.
         source: The data source from which to read the images.
-        count: The maximum number of examples to select, evenly spread; None for all.
+        count: The maximum number of examples to select, evenly spaced over the split; None for all.
         classes: The classes that the classifier predicts.
         called: A phrase that names the split in messages.
 
@@ -275,7 +275,7 @@ def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool =
     Args:
         data: The config block that names the data set.
         split: The name of the split, such as `test`.
-        count: The maximum number of examples to select, evenly spread; None for all.
+        count: The maximum number of examples to select, evenly spaced over the split; None for all.
         labeled: True to select only examples with a label; False to ignore all labels.
 
     Raises:
