@@ -123,7 +123,7 @@ def test_mistake_in_training(arguments, message):
         ("evaluate", [], "--config=NAME is missing: give an evaluation protocol, as a file, or by"),
         ("evaluate", ["--config=knn", "--config.data.spilt=val"], "--config.data.split?"),
         ("study", ["--config=quickstart"], "here a study is needed, such as study/cifar10"),
-        ("study", ["--config=cifar10", "--pending"], "give the folder of the results"),
+        ("study", ["--config=cifar10", "--pending"], "give one of them to locate the results"),
         ("plan", ["--config=vit_l", "--mfu=x"], "--mfu=x is not a number"),
         ("export", ["--format=tim"], "--format=tim: did you mean timm? choose one of timm, "),
         ("export", ["--results=a,~nobody_/b"], "--results=~nobody_/b: there is no user"),

@@ -91,7 +91,7 @@ def test_option_of_the_encoder_alone_is_refused_with_its_decoder(opened, option)
     config.model.backbone_options = (option,)
     model = dataclasses.replace(opened, config=config)
     assert huggingface_config(model, "encoder")["architectures"] == ["ViTModel"]
-    with pytest.raises(UserError, match=f"full for an encoder with {option[0]}, which its decoder"):
+    with pytest.raises(UserError, match=f"full for an encoder with the option {option[0]}"):
         huggingface_config(model, "full")
 
 

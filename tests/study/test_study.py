@@ -311,7 +311,7 @@ def test_results_are_beside_the_runs_unless_they_are_named(tmp_path):
     done = main_in_process("can_jax.study", f"--config={file}", *listed)
     assert "CAN: 0 of 1" in done.stdout and "lacks results of the arm 'CAN'" in done.stderr
     refused = main_in_process("can_jax.study", f"--config={file}", "--pending")
-    assert "give the folder of the results" in refused.stderr
+    assert "give one of them to locate the results" in refused.stderr
 
 
 def test_cells_of_the_noise_study_are_what_their_arms_train():
