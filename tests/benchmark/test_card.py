@@ -165,7 +165,8 @@ def test_study_resumes_and_ends_as_without_a_stop(bare, tmp_path):
         if "epoch 1/8" in line:
             process.terminate()
     assert process.wait() == 0
-    assert [file.name for file in sorted(stopped.glob("*.npz"))] == ["can-0.npz", "can-1.npz"]
+    states = sorted(file.name for file in stopped.glob("*.npz"))
+    assert states == ["can-run-0.npz", "can-run-1.npz"]
     done, found = card(bare, stopped, "study", EPOCHS, *options)
     assert "can resumes after epoch" in done.stdout
     assert found["results"]["can"]["knn"] == cell["knn"]
