@@ -1,9 +1,12 @@
 """The import of TensorFlow, deferred until it is needed and without access to GPUs."""
 
 import contextlib
+import ctypes
 import functools
+import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Lock, Thread
 from types import ModuleType
 
@@ -37,6 +40,7 @@ def tensorflow() -> ModuleType:
     """
     try:
         with _IMPORT, _import_settings():
+            _load_triton()
             import tensorflow as tf
     except ModuleNotFoundError as error:
         raise missing_package(error.name) or error from error
@@ -64,6 +68,19 @@ def import_ahead() -> None:
             tensorflow()
 
     Thread(target=quietly).start()
+
+
+def _load_triton() -> None:
+    """Load the shared library of Triton if it is installed.
+
+    timm, transformers and `torch.compile` import Triton. Loading the library of Triton 3.8 after
+    that of TensorFlow 2.21 ends the process with a segmentation fault; the other order works.
+    """
+    spec = importlib.util.find_spec("triton")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for library in Path(folder).glob("_C/libtriton*.so"):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(library))
 
 
 @contextlib.contextmanager

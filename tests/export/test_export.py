@@ -202,6 +202,20 @@ def assert_gives(encoder, opened, tokens):
     np.testing.assert_allclose(encoder(images, "all"), tokens.mean(1), atol=1e-5)
 
 
+def test_models_of_other_libraries_are_built_after_tensorflow_is_imported():
+    """Importing Triton, as they do, would end the process if TensorFlow's library came first."""
+    pytest.importorskip("timm")
+    program = (
+        "from can_jax.utils.tensorflow import tensorflow\n"
+        "tensorflow()\n"
+        "import timm\n"
+        "timm.create_model('vit_tiny_patch16_224')\n"
+        "from transformers import ViTModel\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_run_is_loaded_in_three_lines(run, opened, tokens):
     encoder = can_jax.load(str(run))
     assert_gives(encoder, opened, tokens)
