@@ -33,12 +33,14 @@ def save(figure: Figure, path: epath.Path) -> None:
 def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
     """Plot the kNN accuracy of each arm against training images and against training FLOPs.
 
-    A line shows the mean over seeds, and a band shows the minimum and maximum.
+    A line shows the mean over seeds, and a band shows the minimum and maximum. Up to 24 arms differ
+    in the color or the style of their lines.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
         by_images, by_flops = figure.subplots(1, 2, sharey=True)
-        for color, (name, results) in zip(itertools.cycle(COLORS), arms.items(), strict=False):
+        looks = itertools.cycle(itertools.product(("-", "--", ":"), COLORS))
+        for (line, color), (name, results) in zip(looks, arms.items(), strict=False):
             points: dict[float, list[float]] = {}
             for result in results:
                 for point in result["curves"]:
@@ -55,7 +57,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
                 )  # fmt: skip
                 continue
             batch, flops = results[0]["config"]["batch_size"], results[0]["flops_per_image"]
-            style = {"color": color, "lw": 1.6, "ls": "--" if "equal" in name else "-"}
+            style = {"color": color, "lw": 1.6, "ls": line}
             low, high = [min(points[s]) for s in steps], [max(points[s]) for s in steps]
             mean = [statistics.mean(points[s]) for s in steps]
             for axis, unit in ((by_images, batch), (by_flops, batch * flops / 1e12)):
