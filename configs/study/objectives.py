@@ -9,8 +9,8 @@ accuracy before the first and after the last step. CAN, SimCLR and CAN with KoLe
 a second learning rate, and for SimCLR also CAN's number of FLOPs. The other arms have one seed.
 
 Hardware: two CPU cores, about ten minutes per arm. Re-running the command resumes the study.
-Result: `docs/study_objectives.md`. kNN 44 to 51 %, 36 % for latents, 30 % untrained;
-`can_latents` has not been trained.
+Result: `docs/study_objectives.md`. kNN 44 to 51 %, 36 % for latents, 30 % untrained. Not trained
+yet: `can_latents`, equal FLOPs, the second learning rate, and two seeds of `can_koleo`.
 """
 
 from ml_collections import ConfigDict
