@@ -35,7 +35,7 @@ from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.trackers import check_trackers
 from can_jax.monitoring.watchdog import LONG, section
-from can_jax.objectives import active, reads
+from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callback import RunContext
@@ -43,6 +43,7 @@ from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.choices import what_fits
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.init_from import initial_weights
+from can_jax.train.network import heads
 from can_jax.train.pace import known_last_step
 from can_jax.train.patch_statistics import Moments, patch_moments, whitening_of, with_map
 from can_jax.train.run import run
@@ -356,7 +357,7 @@ def warn_of_unsplit_heads(config: ConfigDict, mesh: Mesh) -> None:
     """Log a warning if attention is not split over the mesh axis `tensor`."""
     tensor = mesh.shape["tensor"]
     sizes = {"model": encoder_size(config.model)}
-    if reads(config.objective.to_dict()) & {"prediction", "decoded"}:
+    if "decoder" in heads(config):
         sizes["model.decoder"] = decoder_size(config.model)
     for name, size in sizes.items():
         if size.heads % tensor:
