@@ -55,9 +55,20 @@ def has_checkpoints(workdir: epath.Path) -> bool:
     Raises:
         UserError: The directory cannot be read.
     """
+    return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: epath.Path) -> list[int]:
+    """Return the steps of the checkpoints in a run directory, in any order.
+
+    Raises:
+        UserError: The directory cannot be read.
+    """
     folder = workdir / "checkpoints"
     try:
-        return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+        if not folder.exists():
+            return []
+        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     except OSError as error:
         raise UserError(
             f"{folder} cannot be read: {reason_of(error)}. Nothing was changed; re-run the "

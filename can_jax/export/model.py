@@ -11,6 +11,7 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
+from can_jax.checkpoint.identity import saved_steps
 from can_jax.checkpoint.run_directory import find_checkpoint, newest_state, read_run
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import named_leaves
@@ -67,8 +68,7 @@ class Model:
     @property
     def is_latest(self) -> bool:
         """Whether the weights are those of the run's latest checkpoint."""
-        steps = (int(p.name) for p in (self.run / "checkpoints").iterdir() if p.name.isdigit())
-        return self.step == max(steps, default=None)
+        return self.step == max(saved_steps(self.run), default=None)
 
     @property
     def heads(self) -> int:
