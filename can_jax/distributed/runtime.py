@@ -198,8 +198,8 @@ class StopSignals:
     """The stop signals of a job, which the training loop polls after each step.
 
     All processes of a job stop after the same step, even if only one of them received the signal.
-    Inside another program, such as a notebook, only SIGTERM is handled, and only if this object is
-    created in the main thread.
+    Inside another program, such as a notebook, `StopSignals` handles only SIGTERM, or no signal if
+    it is not created in the main thread.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,8 @@ pattern matches the end of the path applies. Parameters of transformer blocks ar
 leading layer axis. The rules also apply to the optimizer state, whose paths end with the paths of
 the parameters.
 
-If no rule matches, as for a user's own backbone, `OF_MATRICES` or `OF_VECTORS` applies.
+If no rule matches, for example in a user's backbone, `OF_VECTORS` applies to scalars and vectors,
+and `OF_MATRICES` to arrays of two or more axes.
 """
 
 import dataclasses
@@ -67,7 +68,8 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a pytree by their `path_name`, in the order of `jax.tree.leaves`.
+    """Return the leaves of a pytree as a dict from `path_name` to leaf, in the order of
+    `jax.tree.leaves`.
 
     Unlike `flax.traverse_util.flatten_dict`, this function accepts pytrees other than dicts.
     """
@@ -110,7 +112,7 @@ def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
 
 
 def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = True) -> Any:
-    """Constrain parameters to their `shardings`, or return them unchanged without `jax.set_mesh`.
+    """Constrain parameters to their `shardings`; return them unchanged if no mesh is set.
 
     Args:
         tree: The pytree of parameters.
@@ -125,7 +127,7 @@ def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = 
 
 
 def splits_state(config: ConfigDict) -> bool:
-    """Return whether ``config.mesh.shard_state`` also splits the train state over `data`.
+    """Return whether ``config.mesh.shard_state`` splits the train state over the mesh axis `data`.
 
     The setting `auto` stands for True on GPUs and TPUs, and for False on a CPU.
     """

@@ -53,7 +53,7 @@ class ClusterEncoder(NamedTuple):
         """Open the encoder on the devices of this process.
 
         Raises:
-            UserError: The weights cannot be read, or do not match the settings.
+            UserError: The weights cannot be read, or do not match ``config``.
         """
         return evaluated_encoder(self.checkpoint, self.config)
 
@@ -120,7 +120,8 @@ def embed(
     Raises:
         UserError: The output exists, has an unknown suffix, cannot be written, or is being written
             by another process. The data cannot be read, or has several splits while ``split`` is
-            None. Too many images are undecodable, or stored parts come from other settings.
+            None. Too many images are undecodable, or the stored parts were computed with different
+            settings.
     """
     check_output(output)
     name = chosen_split(data, split)
@@ -263,8 +264,8 @@ _kept: dict[str, Any] = {}  # the computation of the last call on a node, and it
 
 
 def part_on_node(cluster: ClusterEncoder, split: str, features: str, examples: range) -> Part:
-    """Return the features of a range of examples, in a process that keeps its encoder for the next
-    call."""
+    """Return the features of a range of examples; keep the encoder open for the next call in this
+    process."""
     arguments = (cluster, split, features)
     if _kept.get("arguments") != arguments:
         encoder = cluster.open()

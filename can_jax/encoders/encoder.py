@@ -51,7 +51,8 @@ class Encoder:
 
         Args:
             subject: The pretrained encoder to wrap, with its configuration and parameters.
-            mesh: The device mesh that holds the parameters, over which batches are split.
+            mesh: The device mesh on which the parameters are placed and over which batches are
+                split.
             batch_size: The maximum number of images in a forward pass. ``batch_size`` is rounded up
                 to a multiple of the number of batch shards.
         """

@@ -74,7 +74,7 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
 
 
 def warnings_of(config: ConfigDict, given: Collection[str]) -> Iterator[str]:
-    """Yield a sentence about each given key that does not affect the results of the protocol.
+    """Yield a warning about each key in ``given`` that does not affect the results of the protocol.
 
     Nothing is yielded for a protocol from a user's module, which may read any key.
 

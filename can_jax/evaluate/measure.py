@@ -40,8 +40,8 @@ def evaluate(
         config: The resolved configuration of the evaluation.
         checkpoint: The path of a pretraining run, an export, weights of another library, or a
             classifier that the protocol `classify` has trained.
-        workdir: The directory for `results.json` and `report.html`. A protocol that trains a model
-            also uses it as its run directory.
+        workdir: The directory for `results.json` and `report.html`. If the protocol trains a model,
+            ``workdir`` is also the run directory of the training.
         untrained: Whether to evaluate the encoder with random instead of trained weights.
 
     Returns:
@@ -130,7 +130,7 @@ def measure(
 
 
 def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
-    """Check that the settings of a pretraining run that an evaluation reads are valid.
+    """Validate the settings that an evaluation reads from the configuration of a pretraining run.
 
     Args:
         run: The configuration of the pretraining run, with the ``data`` block of the evaluation.

@@ -25,8 +25,8 @@ class EvalProtocol:
     Attributes:
         run: A function that evaluates an `EvalContext` and returns the results. Collective: every
             process calls it.
-        settings: The keys of the config block that is named like the protocol; empty if the
-            protocol has no config block.
+        settings: The keys of the config block with the name of the protocol; empty if the protocol
+            has no config block.
         check: A function that checks the evaluation's configuration and may replace values by
             equivalent ones; it raises `UserError` if a setting is invalid. The checks of all
             registered protocols run before every evaluation.
@@ -37,7 +37,8 @@ class EvalProtocol:
             metric name; the first metric is the most important. Titles of percentages end
             with ``(%)``. A study cannot use a protocol without such metrics.
         trains: Whether the protocol trains a model in the results directory. If True, the model
-            card of an export accepts only results that belong to the run in the same directory.
+            card of an export accepts results only if they belong to the run in the results
+            directory.
     """
 
     run: Callable[[EvalContext], EvalResults]

@@ -51,11 +51,11 @@ def open_classifier(
         changes: The resolved configuration of the evaluation, whose data and model settings
             override those of the run. With ``model.average=False``, the moving average (EMA) of the
             parameters is dropped, so that the trained parameters are evaluated.
-        mesh: The device mesh over which the parameters are placed.
+        mesh: The device mesh on which to place the parameters.
         at: The step of the checkpoint to restore; by default the latest valid checkpoint.
 
     Raises:
-        UserError: The file ``classifier.json`` was written by an earlier run in the same directory,
+        UserError: The file ``classifier.json`` does not belong to the current run in ``workdir``,
             or the checkpoint or a model setting is invalid.
     """
     card = json.loads((workdir / CARD).read_text())

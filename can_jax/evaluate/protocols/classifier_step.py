@@ -62,7 +62,8 @@ class ClassifierStep:
 
     @property
     def flops_per_image(self) -> int:
-        """The FLOPs of a train step per image: 3 forward passes, or 1 if the encoder is frozen."""
+        """The FLOPs of a train step per image: those of 3 forward passes, or of 1 if the encoder is
+        frozen."""
         encoder = BACKBONES.get(self.config.model.backbone)
         patches = math.prod(can.grid_of(self.config))
         forward = encoder.flops(self.config, can.pixels_per_patch(self.config), patches)
@@ -160,7 +161,7 @@ class ClassifierStep:
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Augment and mix the images of a batch, and apply one optimizer step.
 
-        The update is skipped if the loss, the gradient norm or a result of the update is not
+        The update is skipped if the loss, the gradient norm or a value of the updated state is not
         finite. Gradients are averaged over ``config.accumulation.microbatches`` equal parts of the
         batch.
         """

@@ -4,7 +4,7 @@ Each corruption is a function of an image in [0, 1], the constants of one severi
 generator. The constants come from the authors' code: the CIFAR-10-C constants if the shorter side
 has at most 64 px, the ImageNet-C constants otherwise. Frost is generated from a fractal, because
 the authors' photographs of frost cannot be redistributed. Motion blur samples whole pixels along a
-line and repeats the border pixels, as ImageMagick does.
+line, and extends the image by its border pixels, as ImageMagick does.
 """
 
 import io
@@ -183,9 +183,9 @@ def fractal(
 
     Each new point is the mean of its four neighbors plus uniform noise. The published code divides
     its ``wibble`` by ``decay`` at each finer grid, and adds ``wibble * uniform(-wibble, wibble)``.
-    The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The grid has 32 x
-    32 points if the shorter side of the image has at most 64 px, and 256 x 256 otherwise. For a
-    larger image, the side of the grid is the next power of two that covers the image.
+    The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The side of the
+    grid is the smallest power of two that covers the image. It has at least 256 points, or at least
+    32 if the shorter side of the image has at most 64 px.
 
     Args:
         height, width: The size of the returned array in pixels; the upper left part of the grid is
@@ -240,8 +240,8 @@ def elastic_transform(
 ) -> Picture:
     """Apply a random affine map, then a smooth random displacement.
 
-    ``c`` holds the amplitude of the displacement, the standard deviation of its smoothing, and the
-    maximum shift of the three points that define the affine map, all in pixels.
+    ``c`` holds three values in pixels: the displacement's amplitude, the standard deviation of its
+    smoothing, and the maximum shift of the points that define the affine map.
     """
     strength, smoothness, moved = c
     height, width = x.shape[:2]

@@ -67,7 +67,8 @@ def disentanglement(context: EvalContext) -> EvalResults:
 
 
 def factors_of(split: Split) -> dict[str, np.ndarray]:
-    """Return the generative factors of the examples of a split, by name."""
+    """Return a dict from the name of each generative factor to its values for the examples of a
+    split."""
     return {name: values[split.indices] for name, values in split.source.factors().items()}
 
 

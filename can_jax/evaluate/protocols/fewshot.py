@@ -45,7 +45,8 @@ SETTINGS: Table = {
 
 
 def check_fewshot(config: ConfigDict) -> None:
-    """Check that the names of data sets differ, and convert the ``range`` of each to floats."""
+    """Check that the data sets of `fewshot.datasets` have unique names, and convert their ``range``
+    settings to floats."""
     taken: set[str] = set()
     for index, block in enumerate(config.fewshot.datasets):
         name = dataset_name(index, block)
@@ -63,7 +64,7 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name that metrics use for a data set, given by an entry of `fewshot.datasets`."""
+    """Return the name of an entry of `fewshot.datasets` that is used in metric names."""
     name = block.get("name") or block.get("path") or f"data{index}"
     return str(name).replace("/", "_").strip("_")
 

@@ -164,7 +164,7 @@ def check_classifier(config: ConfigDict) -> None:
 
 
 def classify(context: EvalContext) -> EvalResults:
-    """Train a classifier head, with or without the encoder, and test the classifier.
+    """Train a classifier head on a frozen or fine-tuned encoder, and test the classifier.
 
     Collective: every process must call this.
 
@@ -225,7 +225,7 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
 
 
 def with_own_keys(message: str) -> str:
-    """Replace keys of pretraining in a message by those of `classify`."""
+    """Replace config keys of pretraining in a message by the corresponding keys of `classify`."""
     for key, own in OWN_KEYS.items():
         message = message.replace(f"config.{key}=", f"config.classify.{own}=")
     return message
@@ -361,7 +361,8 @@ class Tester(Log):
         self.report.say(f"step {step}: top-1 accuracy {top1:.2f}% on {len(labels)} test images")
 
     def _predict(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return test logits, labels of the data source, and class indices. Collective."""
+        """Return the logits, the source's labels and the class indices of the test examples.
+        Collective."""
         outputs = self._logits(state, self._examples)
         return outputs.features, outputs.labels, self._part.numbering(outputs.labels)
 

@@ -140,8 +140,8 @@ def robustness(
 ) -> None:
     """Measure accuracy and calibration on the test split, corrupted images and other test sets.
 
-    All test sets are opened, and their classes matched, before features are extracted or a head is
-    trained. Collective: every process must call this.
+    All test sets are opened, and their classes are matched to the classifier's, before features are
+    extracted or a head is trained. Collective: every process must call this.
 
     Args:
         context: The evaluation context: configuration, model and data.
@@ -151,8 +151,8 @@ def robustness(
         results: The results, to which metrics and warnings are added.
 
     Raises:
-        UserError: A test set is missing, its classes do not match, or corruptions are selected for
-            images that are not RGB.
+        UserError: A test set is missing, its classes do not match the classifier's, or corruptions
+            are selected for images that are not RGB.
     """
     settings, classes = context.config.robustness, clean.classes
     corrupted = on_the_fly(context, clean)

@@ -2,10 +2,10 @@
 
 `robustness.shifts` lists test sets as dicts with a `path`, an optional `name`, and a `kind`:
 
-- `classes`: The class folders are named as in training, for example for ImageNet-A, -R and -Sketch.
+- `classes`: Class folders with the names of training classes, as in ImageNet-A, -R and -Sketch.
   Predictions are restricted to the classes of the test set.
 
-- `numbered`: The class folders are named by integer labels, as in ImageNet-V2.
+- `numbered`: Class folders whose names are integer labels, as in ImageNet-V2.
 
 - `real`: The ImageNet validation images with ReaL labels; `labels` is the path of `real.json`.
 
@@ -43,7 +43,8 @@ OBJECTNET_MAPPINGS = (
 
 
 class Judged(NamedTuple):
-    """A test set whose images are not read yet, and the classes that count as correct.
+    """A test set whose images are not read yet, and the classes that count as correct for each
+    image.
 
     Attributes:
         part: The examples, whose images are not read yet.
@@ -133,7 +134,7 @@ def imagenet_c(
 
 
 def same_classes(context: EvalContext, path: str, classes: Classes) -> tuple[Part, str]:
-    """Open a folder whose class folders are named as in training.
+    """Open a folder with class folders that have the names of training classes.
 
     Returns:
         The examples, and a phrase that names the missing classes; "" if no class is missing.
@@ -154,7 +155,7 @@ def same_classes(context: EvalContext, path: str, classes: Classes) -> tuple[Par
 
 
 def named_classes(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open a test set whose class folders are named as in training.
+    """Open a test set with class folders that have the names of training classes.
 
     Predictions are restricted to the classes of the test set.
     """
@@ -165,8 +166,8 @@ def named_classes(context: EvalContext, shift: dict[str, Any], classes: Classes)
 def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open a test set whose class folders are named by integers.
 
-    Classes are matched by the integer instead of the order of folders, because folders are sorted
-    as strings, with 10 before 2. The integers in folder names are labels of the training data. If
+    Classes are matched by the integers, not by the order of the folders: names are sorted as
+    strings, so 10 comes before 2. The integers in folder names are labels of the training data. If
     each folder has the name of a training class, classes are matched by name instead.
 
     Raises:
