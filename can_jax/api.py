@@ -37,20 +37,20 @@ def load(
         path: A run directory, one of its checkpoints, an export, a Hugging Face or timm folder, a
             file of weights, or the name of an installed encoder: ``can-cifar10``.
         image_size: The size of the input images in pixels: one side for square images, or (height,
-            width). Defaults to the image size of pretraining, and is required if no file states it.
+            width). By default, the image size of pretraining; required if no file states that size.
         heads: The number of attention heads of the encoder, required only if neither the files nor
             the width and depth of the ViT determine it.
         gelu: The form of the GELU activation: ``exact``, ``tanh`` or ``quick``. Required for a
             CLIP encoder if no file states the form.
         mean: The mean that normalizes images with values in [0, 1]: one number, or one for each
-            channel. By default, the mean is read from the files; if they state none, images of
-            three channels use ImageNet's mean, with a warning.
+            channel. By default, the mean is read from the files; if the files state no mean, images
+            of three channels use ImageNet's mean, with a warning.
         std: The standard deviation that normalizes images with values in [0, 1]: one number, or one
             for each channel. The default is chosen as for ``mean``.
         step: The step of the checkpoint to load from a run directory. By default, the latest valid
             checkpoint is loaded.
-        batch_size: The maximum number of images in a forward pass, summed over all devices. A batch
-            size that the devices cannot share evenly is rounded up.
+        batch_size: The maximum number of images in a forward pass, summed over all devices.
+            ``batch_size`` is rounded up to a multiple of the number of devices.
 
     Raises:
         can_jax.errors.UserError: The weights cannot be read, their architecture is not supported,
@@ -68,8 +68,8 @@ def load(
 def default_config() -> "ConfigDict":
     """Return the default configuration: CAN with a ViT-B/16.
 
-    The defaults follow the paper, except for the denoising branch. The data, the image size and the
-    length of the run must be set. `can_jax/config/defaults.py` documents every key.
+    The defaults follow the paper, except for the denoising branch. The caller must set the data,
+    the image size and the length of the run. `can_jax/config/defaults.py` documents every key.
     """
     from can_jax.config.resolve import default_config as make
 
@@ -97,8 +97,8 @@ def pretrain(
     Raises:
         can_jax.errors.UserError: The configuration, data or run directory is invalid,
             ``allow_changes`` has an unknown name, or training diverged.
-        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run, which first saved a
-            checkpoint.
+        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run, after a checkpoint was
+            saved.
     """
     from etils import epath
 
@@ -139,8 +139,8 @@ def evaluate_encoder(
     Raises:
         can_jax.errors.UserError: The weights, the data or the settings are invalid, or training
             diverged.
-        can_jax.errors.Preempted: A signal such as SIGTERM stopped a protocol that trains a model.
-            The protocol first saved a checkpoint.
+        can_jax.errors.Preempted: A signal such as SIGTERM stopped a protocol that trains a model,
+            after a checkpoint was saved.
     """
     from etils import epath
 
@@ -170,7 +170,7 @@ def export_encoder(
     data: str | None = None,
     push: str | None = None,
 ) -> dict[str, Any]:
-    """Export weights in the format of another library; return the content of ``manifest.json``.
+    """Export weights in a format for other libraries; return the content of ``manifest.json``.
 
     Args:
         checkpoint: The weights to export: a run directory, one of its checkpoints, an export, a
@@ -182,14 +182,15 @@ def export_encoder(
             The default is ``classifier`` for a fine-tuned run, and ``encoder`` otherwise.
         step: The step of the checkpoint to export, if ``checkpoint`` is a run directory. By
             default, the latest valid checkpoint is exported.
-        heads: The number of attention heads, for weights that do not determine it; see `load`.
-        gelu: The form of the GELU activation, for weights that do not state it; see `load`.
+        heads: The number of attention heads, for weights that do not determine this number; see
+            `load`.
+        gelu: The form of the GELU activation, for weights that do not state this form; see `load`.
         mean: The mean that normalizes images, for weights that do not state the mean; see `load`.
         std: The standard deviation that normalizes images, for weights that do not state the
             standard deviation; see `load`.
         license: The license that the model card states for the weights, such as ``apache-2.0``.
         data: The model card's description of the training data.
-        push: The Hugging Face repository to which the directory is uploaded, as
+        push: The Hugging Face repository to which the directory ``output`` is uploaded, as
             ``hf://user/name``. By default, nothing is uploaded.
 
     Raises:
@@ -225,8 +226,8 @@ def plan_run(
         config: The configuration of the pretraining run. The data set is not read.
         topology: The devices, such as the TPU slice ``v5e:16x16``, or ``h100:8x4`` for four hosts
             of eight GPUs.
-        slices: The number of TPU slices of this topology; a slower network connects the slices.
-            For GPUs, the number of hosts is multiplied by ``slices``.
+        slices: The number of TPU slices, each of this topology, connected by the data-center
+            network. For GPUs, the number of hosts is multiplied by ``slices``.
         mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
             0.4. ``mfu`` is rejected if the compiler for these devices is installed, because the
             time is then estimated from the compiled program.

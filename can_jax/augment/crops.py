@@ -66,11 +66,12 @@ def random_boxes(
     """Draw random crop boxes as torchvision's `RandomResizedCrop` does (arXiv 1409.4842).
 
     The area of a box is drawn uniformly from ``area``, and its width-to-height ratio log-uniformly
-    from ``aspect``. If the box does not fit into the image, its area and its ratio are redrawn.
-    After `ATTEMPTS` draws, the largest centered box with a ratio in ``aspect`` is used.
+    from ``aspect``. If the box does not fit into the image, both the area and the ratio are
+    redrawn. If none of `ATTEMPTS` draws fits, the largest centered box with a ratio in ``aspect``
+    is used.
 
-    With ``fit="clamp"``, a box is drawn once, and its sides are limited to the sides of the image.
-    BYOL's code and MAE's linear probe clamp boxes.
+    With ``fit="clamp"``, a box is drawn once, and its height and width are limited to those of the
+    image. BYOL's code and MAE's linear probe clamp boxes.
 
     Args:
         seed: The seed of the run.
@@ -121,8 +122,8 @@ def crop_and_resize(
 ) -> Any:
     """Cut boxes from an image, and resize each box with half-pixel centers.
 
-    A bilinear resize is antialiased if both sides of a box are more than twice the sides of
-    ``size``. A bicubic resize is always antialiased, as in Pillow.
+    A bilinear resize is antialiased if the box is more than twice as large as ``size`` along both
+    axes. A bicubic resize is always antialiased, as in Pillow.
 
     Args:
         image: A uint8 tensor (height, width, channels).
@@ -151,10 +152,10 @@ def crop_and_resize(
 
 
 def enlarged(size: tuple[int, int]) -> Int[np.ndarray, "2"]:
-    """Return the (height, width) that a resized image must cover before it is center-cropped.
+    """Return the minimum (height, width) of a resized image before a center crop of ``size``.
 
-    As in MAE, the result is 8/7 of ``size``, such as 256 for 224, if the shorter side of ``size``
-    is at most 224 pixels. For a larger crop, the result equals ``size``.
+    If the shorter side of ``size`` is at most 224 pixels, the result is 8/7 of ``size``, as in MAE:
+    256 for 224. Otherwise, the result equals ``size``.
 
     Args:
         size: The (height, width) of the center crop in pixels.

@@ -39,11 +39,12 @@ def mix_group(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Mix each image and its target with those at the mirrored index (the first with the last).
+    """Mix each image and target with the image and target at the mirrored index.
 
-    Mixup blends two images; CutMix pastes a box of one image into another. If both methods are
-    enabled, one is chosen at random with equal probability. All images of the group have the same
-    mixing ratio.
+    The first image is mixed with the last, the second with the second-to-last, and so on. Mixup
+    blends two images; CutMix pastes a box of one image into another. If both methods are enabled,
+    one is chosen at random with equal probability. All images of the group have the same mixing
+    ratio.
 
     Args:
         images: The images of one group, which are mixed with one another.

@@ -25,11 +25,10 @@ class Photometric:
         flip: The probability of a horizontal flip.
         jitter: The probability of color jitter, which changes brightness, contrast, saturation and
             hue in random order.
-        brightness: The jitter strength s of the brightness. The factor of the brightness is drawn
-            uniformly from [max(0, 1 - s), 1 + s].
-        contrast: The jitter strength of the contrast, with the same range of factors as
-            ``brightness``.
-        saturation: The jitter strength of the saturation, with the same range of factors as
+        brightness: The jitter strength s of the brightness. The factor that multiplies the
+            brightness is drawn uniformly from [max(0, 1 - s), 1 + s].
+        contrast: The jitter strength of the contrast, whose factor is drawn as for ``brightness``.
+        saturation: The jitter strength of the saturation, whose factor is drawn as for
             ``brightness``.
         hue: The maximum shift of the hue, as a fraction of the color circle. The hue shift is drawn
             uniformly from [-hue, hue].
@@ -52,7 +51,7 @@ class Photometric:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
-        """Return the photometric settings in the dict ``config.augment``, without its other
+        """Select the photometric settings from the dict ``config.augment``, which has further
         keys."""
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 

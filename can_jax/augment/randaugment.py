@@ -26,7 +26,7 @@ APPLIED = 0.5  # the probability that a drawn operation is applied
 
 
 def autocontrast(image: Image) -> Image:
-    """Rescale each channel linearly, so that its smallest value becomes 0 and its largest 1."""
+    """Rescale each channel linearly to the range [0, 1]; leave constant channels unchanged."""
     low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
     return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1.0), image)
 
@@ -96,7 +96,7 @@ def move_matrix(
     Args:
         index: The index of the operation in `MOVES`.
         amount: The signed magnitude in [-1, 1]. A magnitude of 1 rotates by 30 degrees, shears by
-            0.3, or translates by 0.45 of the image's side.
+            0.3, or translates by 0.45 of the image's width or height.
         size: The (height, width) of the image.
     """
     height, width = size
@@ -113,10 +113,11 @@ def move_matrix(
 
 
 def cubic(fraction: Float[Array, "height width"]) -> tuple[Float[Array, "height width"], ...]:
-    """Return the weights of the pixels at -1, 0, 1 and 2, for a point at ``fraction`` in [0, 1).
+    """Return the cubic interpolation weights of the pixels at -1, 0, 1 and 2, for a point at
+    ``fraction`` in [0, 1).
 
-    The kernel is that of Pillow's affine transform, Keys' kernel with a = -1. Pillow and
-    TensorFlow resize with a = -1/2 instead.
+    The kernel is Keys' kernel with a = -1, as in Pillow's affine transform. The resize functions of
+    Pillow and TensorFlow use a = -1/2 instead.
     """
     t = fraction
     return (
@@ -197,8 +198,8 @@ def random_erasing(
     """Replace a random box of a normalized image by Gaussian noise, with probability
     ``probability``.
 
-    The area of the box is drawn uniformly from 2 % to 33.3 % of the image. A box that is longer
-    than a side of the image is clipped, so it covers a smaller area.
+    The area of the box is drawn uniformly from 2 % to 33.3 % of the image. A box that is taller or
+    wider than the image is clipped, and therefore covers a smaller area.
 
     Args:
         image: An image whose channels are normalized to mean 0 and standard deviation 1 over the
