@@ -78,7 +78,7 @@ class OrNone(flags.ArgumentParser[Any]):
         self.syntactic_help = parser.syntactic_help
 
     def parse(self, argument: Any) -> Any:
-        """Return None, or the value that the wrapped parser returns."""
+        """Parse a value with the wrapped parser; return None for a word that stands for None."""
         return None if argument in self.words else self.parser.parse(argument)
 
     def flag_type(self) -> str:
@@ -103,9 +103,9 @@ class OptionalTupleParser(tuple_parser.TupleParser):
 class Flags:
     """The flags of one command.
 
-    All methods except `given` and `refuse` define a flag. These methods return an absl
-    ``FlagHolder``, whose ``value`` is available once the command line is parsed; `recipe` returns a
-    `Recipe`.
+    All methods except `given` and `refuse` define a flag. `recipe` returns a `Recipe`. The other
+    methods that define a flag return an absl ``FlagHolder``, whose ``value`` is available after the
+    command line is parsed.
 
     Attributes:
         values: The absl flags of this command, separate from absl's global flags because several
@@ -168,7 +168,8 @@ class Flags:
 
         Args:
             names: The names of the flags.
-            reason: The rest of the sentence "--name has no effect", such as ``on a folder``.
+            reason: The text that follows "--name has no effect" in the message, such as ``on a
+                folder``.
 
         Raises:
             UserError: The command line sets one of the flags.
@@ -205,7 +206,7 @@ class Flags:
 
 
 class Recipe:
-    """The recipe that ``--config`` selects, with the keys that the command line overrides.
+    """The recipe that ``--config`` selects, with the command line's overrides applied.
 
     Args:
         values: The absl flags of the command.
@@ -229,7 +230,7 @@ class Recipe:
         return self._values[CONFIG].value is not None
 
     def read(self) -> ConfigDict:
-        """Return the recipe with the keys that the command line overrides.
+        """Return the recipe with the command line's overrides applied.
 
         A duration on the command line, such as ``total_steps``, also replaces the recipe's duration
         in another unit, such as ``total_epochs``.

@@ -38,7 +38,7 @@ class Job:
     def join(self) -> None:
         """Connect this process to the other processes of its job, if there are any.
 
-        Blocks until all processes have joined, at most for ``--start_timeout`` seconds. Collective:
+        Blocks until all processes have joined, for at most ``--start_timeout`` seconds. Collective:
         every process must call this.
         """
         values = (self._coordinator, self._processes, self._process, self._timeout)

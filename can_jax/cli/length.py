@@ -1,4 +1,5 @@
-"""The option ``--for``: the length of a run as a time, or in epochs, steps or images."""
+"""The option ``--for``: the length of a run, given as a time or a number of epochs, steps or
+images."""
 
 import re
 from typing import Any
@@ -17,13 +18,14 @@ COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?) *([a-z]+)")
 
 
 def parse_length(text: str) -> tuple[str, Any]:
-    """Return the recipe key that a length sets, such as ``total_epochs``, and its value.
+    """Return the recipe key that a length sets, such as ``total_epochs``, and the key's value.
 
     Args:
         text: The length, such as ``2h``, ``1h30m``, ``100epochs``, ``5000steps`` or ``1e7images``.
 
     Raises:
-        UserError: The text is not a length above 0, or gives a fraction of a step or of an image.
+        UserError: The text is not a length above 0, or its number of steps or images is not an
+            integer.
     """
     plain = text.strip().lower().replace("_", "")
     if TIME.fullmatch(plain):

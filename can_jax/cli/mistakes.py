@@ -71,7 +71,7 @@ def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
 
 
 def _takes_value(values: flags.FlagValues, name: str) -> bool:
-    """Return True if an option is known and requires a value, unlike Boolean options."""
+    """Return whether an option is known and requires a value; Boolean options require none."""
     if name.startswith(f"{CONFIG}."):
         return _kind_of_key(values, name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
     return name in values and not values[name].boolean

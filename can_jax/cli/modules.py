@@ -23,7 +23,7 @@ OPTION = re.compile(rf"--?{MODULES}(=(.*))?$")
 def import_modules(argv: Sequence[str]) -> None:
     """Import the modules that ``--modules`` names on a command line, before other options are read.
 
-    Keys of a recipe can be set only once the modules that define them are imported.
+    Keys of a recipe can be set only after the modules that define them are imported.
 
     Args:
         argv: The arguments without the program name.

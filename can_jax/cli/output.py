@@ -66,7 +66,7 @@ def forgive_streams() -> None:
 
 
 def give_up_buffers() -> None:
-    """Discard output that cannot be flushed, because Python would exit with code 120 otherwise."""
+    """Discard output that cannot be flushed, to prevent Python from exiting with code 120."""
     for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream_of(stream).flush()

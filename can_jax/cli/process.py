@@ -43,8 +43,8 @@ def _ask_for_huge_pages() -> None:
 
     In each train step, XLA's CPU backend allocates its temporary buffers from the kernel, and frees
     them afterwards. With pages of 4 KiB, clearing and mapping these buffers takes a fifth of the
-    step. The C library requests pages of 2 MiB only if ``GLIBC_TUNABLES`` is set before the program
-    starts.
+    step time. The C library requests pages of 2 MiB only if ``GLIBC_TUNABLES`` is set before the
+    program starts.
     """
     if TUNABLES in os.environ or not on_demand():
         return

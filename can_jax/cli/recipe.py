@@ -23,15 +23,15 @@ def load(name: str, kind: str, also: str | None = None, flag: str = CONFIG) -> C
     """Load a recipe, a protocol or a study, and return its configuration.
 
     Args:
-        name: The path of a Python file, or the name of a shipped one, such as ``vit_s``. A colon
-            and an argument of the file's ``get_config`` may follow.
+        name: The path of a Python file, or the name of a shipped one, such as ``vit_s``. The name
+            may end with a colon and an argument for the file's ``get_config``.
         kind: The expected kind of configuration: ``recipe``, ``protocol`` or ``study``.
         also: Another accepted kind, if any.
         flag: The name of the flag, for messages.
 
     Raises:
         UserError: The file does not exist, has no valid ``get_config``, raises an exception, or
-            returns a configuration of another kind.
+            returns a configuration of a kind that is not accepted.
     """
     option = f"--{flag}={name}"
     try:

@@ -1,4 +1,4 @@
-"""The function `run`, which runs a command and exits this process with the command's code."""
+"""The function `run`, which runs a command and exits this process with the command's exit code."""
 
 import atexit
 import contextlib
@@ -27,7 +27,7 @@ FAILED_EXIT_SECONDS = 5.0  # The longest time for a process that ends without th
 
 
 def run(command: Command) -> NoReturn:
-    """Run a command with the arguments of this process, and exit with the code of the command."""
+    """Run a command with the arguments of this process, and exit with the command's exit code."""
     logging.use_absl_handler()  # Must precede the replacement of `sys.stderr`.
     forgive_streams()
     spare_absent_tpu()
@@ -47,9 +47,9 @@ def run(command: Command) -> NoReturn:
 def exit_if_stopped() -> None:
     """Exit without JAX's exit handler if a signal ended the command outside the training loop.
 
-    The signal may have interrupted a compilation. A thread of XLA still compiles then, and would
-    crash once the exit handler has destroyed JAX's client. Exit handlers run in reverse order of
-    registration, so those registered after this function are not skipped.
+    The signal may have interrupted a compilation. A thread of XLA that is still compiling would
+    crash after JAX's exit handler destroys JAX's client. Exit handlers that are registered after
+    this function still run, because Python runs the handlers in reverse order of registration.
     """
     if handler.stopped_alone and handler.fixed_code is not None:
         give_up_buffers()
@@ -60,7 +60,8 @@ def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
     Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
-    if this process ends before the others of its job, because they notice only its exit.
+    if this process ends before the other processes of its job, which detect the failure only after
+    this process exits.
 
     Args:
         code: The exit code of the process after the timeout.
@@ -77,9 +78,9 @@ def keep_compiled() -> None:
     """Enable JAX's persistent compilation cache in the user's cache directory.
 
     Each processor model and number of cores has its own folder, because programs that are compiled
-    for one model may not run on another. Incomplete entries of the folder are removed. The
-    environment variable JAX_COMPILATION_CACHE_DIR takes precedence; if its value is empty, the
-    cache is disabled. Without a writable folder, programs are compiled at each start.
+    for one model may not run on another. Incomplete cache entries are removed. The environment
+    variable JAX_COMPILATION_CACHE_DIR takes precedence; if its value is empty, the cache is
+    disabled. Without a writable folder, programs are compiled at each start.
     """
     cache = user_cache()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:

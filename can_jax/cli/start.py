@@ -48,7 +48,7 @@ COMMANDS = {
 
 
 class Entry:
-    """A callable that imports the module of a command when it is called, and runs the command.
+    """A callable that runs a command, and imports the command's module only when called.
 
     Args:
         name: The name of the command, a key of `COMMANDS`.
@@ -58,7 +58,7 @@ class Entry:
         self.name = name
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command in this process, and return its exit code.
+        """Run the command in this process, and return the exit code of the command.
 
         Args:
             argv: The arguments without the program name; by default ``sys.argv[1:]``.
@@ -66,7 +66,7 @@ class Entry:
         return self._load()(argv)
 
     def run(self) -> NoReturn:
-        """Prepare this process, run the command, and exit with the command's code."""
+        """Prepare this process, run the command, and exit with the command's exit code."""
         process.prepare()
         command = self._load()
         from can_jax.cli.running import run
@@ -78,7 +78,7 @@ class Entry:
 
 
 def console() -> NoReturn:
-    """Run the console script `can-jax`, and exit with the code of the command."""
+    """Run the console script `can-jax`, and exit with the command's exit code."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv[:2] = [f"can-jax {name}"]

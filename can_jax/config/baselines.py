@@ -94,7 +94,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """Return a copy of a recipe's configuration with changes to dotted keys.
 
-    A key keeps its type if a change sets it to None, so that the command line can still set it.
+    A key that a change sets to None keeps its type, and the command line can still set the key.
     """
     config = copy.deepcopy(config)
     with config.unlocked(), config.ignore_type():

@@ -30,7 +30,7 @@ def value_of(config: ConfigDict, key: str) -> Any:
 
 
 def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "") -> None:
-    """Set all keys of a duration to None, except for one.
+    """Set all keys of a duration to None, except for the key ``but``.
 
     Args:
         config: The configuration to change in place.
@@ -50,8 +50,10 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
 
 
 def keep_first(config: ConfigDict) -> None:
-    """Set the keys of each duration to None, except for the first key that is set. Older versions
-    used only this key."""
+    """Set the keys of each duration to None, except for the first key with a value.
+
+    Older versions used only the first key with a value.
+    """
     for keys in DURATIONS:
         set_keys = [key for key in keys if value_of(config, key) is not None]
         if len(set_keys) > 1:

@@ -1,5 +1,5 @@
 """The configuration keys that select the encoder, the data and the devices of an evaluation, and
-their checks.
+checks of these keys.
 
 `can_jax.evaluate.config` adds the keys of the evaluation protocols. `can_jax.load` uses only the
 keys of this module.
