@@ -84,8 +84,8 @@ class SplitFeatureExtractor:
     Args:
         subject: The pretrained encoder, or another model with the interface `Featurizer`.
         mesh: The device mesh over which each batch of images is split.
-        batch_size: The number of images per batch, rounded up if the devices cannot share it
-            evenly.
+        batch_size: The number of images per batch, rounded up to a multiple of the number of batch
+            shards.
     """
 
     def __init__(self, subject: Featurizer, mesh: Mesh, batch_size: int):

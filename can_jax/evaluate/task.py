@@ -86,8 +86,8 @@ class EvalContext:
         subject: The model under evaluation: a pretrained encoder or a trained classifier.
         mesh: The device mesh over which batches of images are split.
         read: The feature extractor, which reads selected examples and returns their features.
-        workdir: The directory for the results. A protocol that trains a model also uses it as its
-            run directory.
+        workdir: The directory for the results. If the protocol trains a model, ``workdir`` is also
+            the run directory of the training.
         untrained: A function that opens the encoder of ``subject`` with random weights, as a
             baseline; None if the model is a classifier or already untrained.
     """

@@ -46,8 +46,8 @@ def refuse_options(model: Model, format: str, supported: set[str]) -> None:
 
 
 def is_dinov2(model: Model) -> bool:
-    """Return whether the encoder has LayerScale or registers, for which the library `transformers`
-    has only the DINOv2 classes."""
+    """Return whether the encoder has LayerScale or registers, which only the DINOv2 classes of the
+    library `transformers` support."""
     return bool({"layer_scale", "registers"} & model.facts()["options"].keys())
 
 
@@ -131,7 +131,7 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
 def pooler(width: int) -> dict[str, np.ndarray]:
     """Return the arrays of a pooler that returns the class token unchanged.
 
-    `AutoModel` builds a pooler, with random weights if the file has none.
+    `AutoModel` always builds a pooler. Without these arrays, the pooler would have random weights.
     """
     return {
         "pooler.dense.weight": np.eye(width, dtype=np.float32),
@@ -142,7 +142,7 @@ def pooler(width: int) -> dict[str, np.ndarray]:
 def huggingface_processor(model: Model) -> dict[str, Any]:
     """Return the content of `preprocessor_config.json`.
 
-    `docs/weights.md` lists two differences from the preprocessing of evaluations.
+    `docs/weights.md` lists two differences between this preprocessing and that of evaluations.
     """
     side, augment = model.config.data.image_size[0], model.config.augment
     return {

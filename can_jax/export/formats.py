@@ -115,7 +115,8 @@ def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
 
 
 def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write the encoder under MAE's names, or all arrays under can_jax's names, as safetensors.
+    """Write a safetensors file: the encoder under MAE's names, or for ``full`` all arrays under
+    can_jax's names.
 
     Return the name of the file.
     """

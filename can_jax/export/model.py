@@ -48,7 +48,7 @@ class Model:
             imported weights have only the parameters of the encoder. A fixed linear map before the
             patch embedding is folded into the embedding.
         source: The run directory, or the path of the imported weights.
-        imported: Whether the weights come without a run, so that their training is unknown.
+        imported: Whether the weights come without a run; their training is then unknown.
         head: The head of a fine-tuned classifier; None for other models.
     """
 
@@ -91,7 +91,7 @@ class Model:
         ``decoder_embed``, and subtracted from the position embedding of the class token.
 
         Raises:
-            UserError: The run has no decoder, or none that predicts pixels.
+            UserError: The run has no decoder that predicts pixels.
         """
         if "predict" not in self.parameters.get("decoder", {}):
             raise UserError(
@@ -200,7 +200,7 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
 
     Raises:
         UserError: The model cannot be read or is not a ViT, a required fact about it is unknown, or
-            ``given`` states a fact about a run.
+            ``given`` states a fact although ``checkpoint`` is a run.
     """
     path, step = find_checkpoint(checkpoint, "--checkpoint=")
     if not is_run(path):

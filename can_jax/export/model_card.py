@@ -46,7 +46,8 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
         paths: The results directories of the evaluations.
 
     Raises:
-        UserError: A directory holds no results, or results of different weights or settings.
+        UserError: A directory holds no results, or its results do not belong to the exported
+            weights and their settings.
     """
     config, matching = model.config, []
     described = describe(config) | {"patch_size": config.model.patch_size}
@@ -158,7 +159,8 @@ def without_path(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return a list that holds one Markdown list of all warnings, or nothing without warnings."""
+    """Return a list with one string, a Markdown list of all warnings; return an empty list if there
+    are none."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results

@@ -160,7 +160,8 @@ def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) 
     """Check that a file holds all arrays of the run, and compute the tokens with `numpy_vit.py`.
 
     Raises:
-        UserError: An array of the file is missing, unexpected, or differs from that of the run.
+        UserError: An array is missing from the file, is not in the run, or differs from that of the
+            run.
     """
     expected, arrays = model.everything(), read_arrays(file)
     if wrong := sorted(expected.keys() ^ arrays.keys()):
@@ -212,7 +213,7 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
         options: Additional arguments of `from_pretrained`.
 
     Raises:
-        UserError: An array of the directory is missing, unexpected, or has a wrong shape.
+        UserError: An array in the directory is missing or unexpected, or has a wrong shape.
     """
     import transformers
 
@@ -249,7 +250,7 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
     """Compute the outputs with the class of the library `transformers` for the exported contents.
 
     Raises:
-        UserError: An array is missing, unexpected, or has a wrong shape; or the pooler of an
+        UserError: An array is missing or unexpected, or has a wrong shape; or the pooler of an
             encoder does not return the class token.
     """
     import torch
@@ -272,7 +273,8 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
 
 
 def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute the tokens with ONNX Runtime; check that one image alone gives the same tokens."""
+    """Compute the tokens with ONNX Runtime; check that an image gives the same tokens alone as in a
+    batch."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -284,8 +286,8 @@ def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute features or logits with the program; check that one image alone gives the same
-    output."""
+    """Compute features or logits with a StableHLO program; check that an image gives the same
+    output alone as in a batch."""
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     weights = read_npz(file.parent / "weights.npz")
     features = each_and_all(lambda images: program.call(weights, images), sample.images, file)

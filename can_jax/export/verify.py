@@ -1,4 +1,5 @@
-"""Verification of an export: independent code must compute the model's outputs from files."""
+"""Verification of an export: independent code must compute the model's outputs from the exported
+files."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,8 +56,11 @@ def readers_of(
 
 
 def error_of(outputs: Arrays, expected: Arrays) -> float:
-    """Return the largest error over all arrays: the maximum absolute error of an array divided by
-    its maximum absolute reference value."""
+    """Return the largest error of all arrays.
+
+    The error of an array is its maximum absolute difference from the expected array, divided by the
+    maximum absolute value of the expected array.
+    """
     return max(
         float(np.abs(array - expected[name]).max() / np.abs(expected[name]).max())
         for name, array in outputs.items()

@@ -246,7 +246,7 @@ def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> 
     """Open ObjectNet (Barbu et al., 2019) with its published mapping to ImageNet classes.
 
     Images of objects without an ImageNet class are excluded from the accuracy. As in the authors'
-    code, predictions may be any class, not only classes in ObjectNet.
+    code, predictions are not restricted to the classes in ObjectNet.
     """
     root = epath.Path(path_of(shift))
     files = [root / "mappings" / name for name in OBJECTNET_MAPPINGS]

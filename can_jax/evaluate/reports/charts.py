@@ -107,8 +107,8 @@ def metric_chart(
 
     Args:
         runs: The (x, value) points of each run, with ascending x. A run without points has no line.
-        references: The reference values of runs, drawn as dashed horizontal lines. A run without
-            a reference value has no dashed line.
+        references: The reference value of each run, drawn as a dashed horizontal line. A run
+            without a reference value has no dashed line.
         title: The title of the chart, which is the name of the metric.
         xlabel, ylabel: The labels of the horizontal and the vertical axis.
         log: Whether to use a logarithmic vertical axis; ignored unless all values are above 0.
@@ -176,9 +176,10 @@ def scatter(
     labels: Int[np.ndarray, " examples"],
     classes: Sequence[str],
 ) -> Html:
-    """Plot examples in 2D. The ten smallest labels have colors, and all others are gray.
+    """Plot examples in 2D.
 
-    The legend is HTML above the chart, so that its text keeps its size on narrow screens.
+    Examples with the ten smallest labels have colors, and all other examples are gray. The legend
+    is HTML above the chart, so that its text keeps its size on narrow screens.
 
     Args:
         points: The 2D coordinates of each example in the chart.

@@ -34,7 +34,8 @@ class _Row(NamedTuple):
     cells: dict[Column, tuple[float, str]]
 
     def agrees(self, cells: dict[Column, tuple[float, str]]) -> bool:
-        """Return whether another evaluation has the same values in the columns that both have."""
+        """Return whether the values of another evaluation are equal to those of this row in all
+        shared columns."""
         return all(self.cells.get(key, cell) == cell for key, cell in cells.items())
 
 
@@ -42,9 +43,9 @@ def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
     """Return the comparison table: a row for each set of weights, a column for each main metric.
 
     A metric has a separate column for each set of test examples. Evaluations of the same weights
-    that differ in a column, for example because they used other features, have separate rows. A
-    cell is a dict in which ``text`` is the content, and ``best`` is True for the best value of the
-    column.
+    have separate rows if their values in a column differ, for example because they used different
+    features. A cell is a dict in which ``text`` is the content, and ``best`` is True for the best
+    value of the column.
 
     Args:
         runs: The content of each `results.json`, by the name of its evaluation.

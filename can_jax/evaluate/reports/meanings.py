@@ -1,4 +1,5 @@
-"""The meanings of the metrics of evaluations, which HTML pages print below the values."""
+"""Explanations of the metrics of evaluations, which HTML pages show below the values of the
+metrics."""
 
 import re
 from collections.abc import Sequence

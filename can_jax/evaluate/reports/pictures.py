@@ -47,7 +47,7 @@ def neighbor_grid(context: EvalContext, bank: Split, test: Split) -> bytes:
     Args:
         context: The evaluation context: configuration, model and data.
         bank: The split in which neighbors are searched.
-        test: The split from which up to `QUERIES` evenly spaced images are drawn.
+        test: The split of the test images; up to `QUERIES` evenly spaced ones are shown.
     """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
     searches_itself = bank is test
@@ -78,7 +78,7 @@ def neighbor_grid(context: EvalContext, bank: Split, test: Split) -> bytes:
 def pca_maps(context: EvalContext, split: Split) -> bytes:
     """Draw images with color maps of their patch tokens below them, and return PNG bytes.
 
-    The colors are the first three principal components of the tokens of all drawn images.
+    The colors are the first three principal components of the tokens of all shown images.
     """
     chosen = np.linspace(0, len(split) - 1, min(QUERIES, len(split))).astype(int)
     images = images_of(context, split, chosen)

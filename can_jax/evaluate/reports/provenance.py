@@ -57,8 +57,8 @@ def digest_of(source: Source) -> str:
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
     """Return the evaluation settings that affect the results of a protocol that trains a model.
 
-    The data source and the dtype are omitted; if they are not set, those of the pretraining run
-    are used. `classifier_identity` adds the data source and the dtype that were used.
+    The data source and the dtype are omitted, because they default to those of the pretraining run.
+    `classifier_identity` adds the data source and the dtype that were used.
 
     Args:
         protocol: The configuration of the evaluation, as a dict.
@@ -73,7 +73,7 @@ def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
-    """Check that results belong to the run in their directory, for a protocol that trains a model.
+    """Check that the results of a protocol that trains a model belong to the run in ``workdir``.
 
     Args:
         results: The content of `results.json`.

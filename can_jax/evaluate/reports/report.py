@@ -46,15 +46,15 @@ def chosen_of(results: dict[str, Any]) -> str:
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
-    """Return curves of the mean accuracy over corruptions against severity, by curve label.
+    """Return a dict from curve label to curve: the accuracy at each severity, averaged over
+    corruptions.
 
     Severity 0 means uncorrupted images. Accuracies outside 0 to 100 are omitted.
 
     Args:
         results: The content of `results.json`.
-        run: The name of the evaluation, which is the label of the curve of the test split. Curves
-            of other corrupted test sets are labeled with the names of the evaluation and of the
-            test set.
+        run: The name of the evaluation, which labels the curve of the test split. Curves of other
+            corrupted test sets are labeled with the names of the evaluation and of the test set.
     """
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():

@@ -33,7 +33,8 @@ def read_results(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _lacks(content: dict[str, Any]) -> str | None:
-    """Return the first required key of `results.json` that is missing or malformed, or None."""
+    """Return the first required key of `results.json` that is missing or malformed; None if all are
+    valid."""
     # Results of older versions lack some of these keys, and pages work without them.
     for name in ("examples", "tables", "chosen", "intervals"):
         content.setdefault(name, {})
