@@ -237,8 +237,8 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return values for keys that a stored configuration lacks and whose defaults would change the
-    run.
+    """Return values for those keys missing from a stored configuration whose current defaults would
+    change the run.
 
     The values reproduce the behavior of the version that stored the configuration; see
     `can_jax.utils.settings.Key`.

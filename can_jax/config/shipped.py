@@ -83,7 +83,7 @@ def find(name: str, kind: str, option: str) -> Path:
     """Return the path of a file that is given by its path or by the name of a shipped file.
 
     Args:
-        name: The path of a file, or the name of a shipped file. A file at that path takes
+        name: The path of a file, or the name of a shipped file. A file at the path ``name`` takes
             precedence over a shipped file only if ``name`` ends with the suffix of the kind, such
             as ``.py``.
         kind: The kind of file, a key of `KINDS`.

@@ -98,7 +98,7 @@ def check_part(name: str, key: Any, value: Any) -> None:
 
     Args:
         name: The name of the key in messages, such as ``data.mixture[0]: path``.
-        key: The key as the user wrote it, which may be unknown.
+        key: The key as the user wrote it; may be an unknown key.
         value: The value to check.
     """
     if key == "weight":
@@ -248,8 +248,8 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
     """Check the learning rate, the weight decay, and the decay rates of AdamW's moments.
 
     If beta2 exceeds the square of beta1, the Cauchy-Schwarz inequality bounds the ratio of Adam's
-    moments. With a smaller beta2, a small gradient after larger ones can cause an arbitrarily large
-    step.
+    moments. If beta2 is below the square of beta1, a small gradient after larger ones can cause an
+    arbitrarily large step.
 
     Args:
         name: The name of the optimizer's config block in messages, such as ``optimizer``.

@@ -79,8 +79,8 @@ def write_imagenet(
             nodes of a cluster must have ``root`` and ``target`` mounted under the same paths.
 
     Raises:
-        UserError: The data is missing, damaged, or not in an expected layout, or ``target`` is
-            missing, not writable, too full, or contains other shards.
+        UserError: The data is missing, damaged or in an unknown layout, or ``target`` is None, not
+            writable, too full, or used for other shards.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for its required content")
@@ -111,8 +111,8 @@ def _check_split(
     """Check the classes and the number of images of a split, and print both counts.
 
     Raises:
-        UserError: An official tar does not have the number of images of ImageNet-1k and ``partial``
-            is False, or the split has a class that the training split lacks.
+        UserError: The split has a class that the training split lacks. If ``partial`` is False,
+            UserError is also raised for an official tar with more or fewer images than ImageNet-1k.
     """
     names = {image.class_name for image in images}
     if unknown := sorted(names - classes):
@@ -208,7 +208,7 @@ def find_val(root: Path) -> list[Image]:
 
 
 def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
-    """Return images, which must be sorted by name, with their classes from the development kit.
+    """Return copies of the images, which must be sorted by name, with class names from the devkit.
 
     Raises:
         UserError: The development kit is damaged, or the numbers of labels and of images differ.
@@ -332,8 +332,8 @@ def write_shards(
     """Shuffle images with a fixed seed, write them to TFRecord shards, and return the file names of
     the shards.
 
-    Existing shards are not rewritten, so an interrupted conversion resumes if the call is repeated
-    with the same images in the same order.
+    Existing shards are not rewritten. A repeated call with equal arguments resumes an interrupted
+    conversion.
 
     Args:
         target: The folder to which the shards are written.
@@ -344,8 +344,8 @@ def write_shards(
         workers: The processes that write the shards; by default only this process.
 
     Raises:
-        UserError: The disk has too little free space, or the shards in ``target`` differ in their
-            images, in the order of the images, or in the number of shards.
+        UserError: The disk has too little free space, or ``target`` has shards from a call with
+            other images, another image order or another number of shards.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]

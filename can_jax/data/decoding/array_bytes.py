@@ -11,8 +11,8 @@ ARRAY_HEADER = len(ARRAY) + 3 * 4
 
 
 def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """Encode an image array as bytes, from which `decode_array` or, in TensorFlow,
-    `can_jax.data.decoding.decode.native_pixels` restores the same pixels."""
+    """Encode an image array as bytes, to be decoded by `decode_array` or, in TensorFlow, by
+    `can_jax.data.decoding.decode.native_pixels`."""
     return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()
 
 

@@ -30,7 +30,7 @@ def _known() -> tuple[str, ...]:
 
 
 class _PillowLimit:
-    """Pillow's limit on pixels, which is raised while an image with a higher limit is open.
+    """Pillow's limit on pixels, which is increased while an image with a higher limit is open.
 
     Pillow has one limit per process. Pillow applies the limit when opening an image, and when
     decoding a tile of a TIFF.
@@ -72,7 +72,7 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Iterator[Image.
     Args:
         encoded: The bytes of the image file.
         max_pixels: The maximum number of pixels, width times height. If ``max_pixels`` exceeds
-            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit is raised while the context is active.
+            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit is increased while the context is active.
 
     Raises:
         Exception: The format is not supported, the image is too large, or the file is damaged.

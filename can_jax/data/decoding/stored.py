@@ -16,7 +16,7 @@ class Stored(NamedTuple):
 
     Attributes:
         bits: The number of bits per channel.
-        deep: Whether Pillow returns more than the upper 8 bits of each value.
+        deep: Whether the values that Pillow returns must be scaled to unsigned 8-bit integers.
         dtype: The correct dtype of the values, if Pillow returns another dtype of the same size;
             None if Pillow's dtype is correct.
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
