@@ -2,7 +2,7 @@
 
 To bound memory, features are computed in parts of 4096 images and stored in the folder
 `OUTPUT.parts`. When all parts are complete, they are merged into the output file. Pillow decodes
-the images, and TensorFlow is not imported for image files, arrays and tars.
+the images. Image files, arrays and tar files are read without TensorFlow.
 """
 
 import csv
@@ -277,8 +277,8 @@ def part_on_node(cluster: ClusterEncoder, split: str, features: str, examples: r
 
 
 class _Loaded(NamedTuple):
-    """A decoded batch: the labels and, for each image, a center crop or the reason why it cannot be
-    decoded."""
+    """A decoded batch: the labels, and for each image a center crop or the reason why decoding
+    failed."""
 
     views: list[Any]
     labels: np.ndarray
@@ -319,7 +319,7 @@ class Tally(NamedTuple):
     Attributes:
         images: The number of images read.
         skipped: The number of undecodable images.
-        first: The name of the first undecodable image, and the reason.
+        first: The name of the first undecodable image, and the reason why decoding failed.
     """
 
     images: int = 0

@@ -1,4 +1,4 @@
-"""The class `Encoder`, which `can_jax.load` returns, and the function that constructs it."""
+"""The class `Encoder`, which `can_jax.load` returns, and functions that open an encoder."""
 
 import os
 import warnings

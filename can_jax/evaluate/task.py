@@ -34,8 +34,9 @@ class EvalResults:
             selects no hyperparameters, and stores its training time in seconds instead.
         tables: The tables of the report by title, each a list of rows.
         pictures: The pictures of the report as HTML elements, by title.
-        pictured_splits: The training and test splits from which the report draws pictures, if any.
-        warnings: Warnings about the metrics, such as a class without test examples.
+        pictured_splits: The training and test splits for pictures of nearest neighbors and of the
+            embedding; None for no such pictures.
+        warnings: Warnings about the metrics, for example that a class has no test examples.
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -49,8 +50,8 @@ class EvalResults:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def warn(self, *sentences: str) -> None:
-        """Log warnings about the metrics and add them to the results; skip warnings that were added
-        before."""
+        """Log warnings about the metrics and add them to the results; skip warnings that the
+        results already contain."""
         for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)

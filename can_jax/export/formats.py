@@ -50,7 +50,8 @@ def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Mo
 
 
 def encoder_only(format: str, contents: str) -> None:
-    """Raise `UserError` unless only the encoder is exported, as ``format`` requires."""
+    """Raise a `UserError` that ``format`` does not support ``contents``, unless ``contents`` is
+    ``encoder``."""
     if contents != "encoder":
         raise UserError(
             f"--format={format} does not support --contents={contents}: set --contents=encoder"

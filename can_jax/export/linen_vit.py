@@ -92,7 +92,7 @@ def encode(
     """Return the tokens of normalized images.
 
     Args:
-        arrays: The arrays of the exported file, by name such as ``params/cls``.
+        arrays: The arrays of the exported file, by name, such as ``params/cls``.
         pixels: The normalized images as floats, channels last.
         size: The width, depth and number of heads of the encoder.
         patch_size: The side of a patch in pixels.

@@ -121,7 +121,7 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
 def pretraining_of(model: Model) -> tuple[str, str, list[str]]:
     """Return the name, a description and the tags of the pretraining method of a run.
 
-    CAN is named only if exactly its three objectives have a nonzero weight.
+    The name is CAN only if the three objectives of CAN, and no others, have a nonzero weight.
     """
     blocks = {name: block for name, block in model.config.objective.items() if block.weight}
     known = [name for name in blocks if name in OBJECTIVES]

@@ -88,8 +88,8 @@ SETTINGS: Table = {
 
 
 def check_robustness(config: ConfigDict) -> None:
-    """Check that test sets have unique names, and that exactly those of the kind `real` have
-    ``labels``."""
+    """Check that test sets have unique names, and have ``labels`` if and only if their kind is
+    `real`."""
     taken = {*RESULTS, *CORRUPTIONS}
     for index, shift in enumerate(config.robustness.shifts):
         called, kind = f"robustness.shifts[{index}]", shift["kind"]

@@ -43,7 +43,7 @@ HEADLINES = {  # By title: a metric, and the reduction of its values over the ru
 
 
 def headline(record: RunRecord, metric: str, kind: str) -> float | None:
-    """Return one value that summarizes a metric over a run, or None if the run has no values.
+    """Return one value that summarizes a metric over a run, or None if the metric has no values.
 
     Args:
         record: The run.
