@@ -85,17 +85,17 @@ def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
 
 
 def brightness_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Return the weights for `blend` that multiply the brightness by ``factor``."""
+    """Return the weights with which `blend` multiplies the brightness by ``factor``."""
     return jnp.stack([factor, jnp.zeros_like(factor), jnp.zeros_like(factor)])
 
 
 def contrast_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Return the weights for `blend` that multiply the contrast by ``factor``."""
+    """Return the weights with which `blend` multiplies the contrast by ``factor``."""
     return jnp.stack([factor, jnp.zeros_like(factor), 1 - factor])
 
 
 def saturation_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Return the weights for `blend` that multiply the saturation by ``factor``."""
+    """Return the weights with which `blend` multiplies the saturation by ``factor``."""
     return jnp.stack([factor, 1 - factor, jnp.zeros_like(factor)])
 
 

@@ -106,7 +106,8 @@ class Cell:
 
     @property
     def epoch_steps(self) -> int:
-        """The number of full batches in an epoch. Leftover images begin the next epoch."""
+        """The number of full batches in an epoch. Images left over at the end of an epoch begin the
+        next epoch."""
         return len(self.images.train) // self.config.batch_size
 
     @property

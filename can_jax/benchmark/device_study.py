@@ -106,7 +106,7 @@ class Training:
 
     @property
     def _measures(self) -> bool:
-        """Whether the moments of image patches are measured before the training."""
+        """Whether the moments of image patches are measured before training."""
         config = self.cell.config
         return embedding_kind(config) == "whitened" or bool(config.noise.linear_bound)
 
@@ -183,7 +183,7 @@ class Training:
     def save_encoders(self, folder: Path) -> None:
         """Write each run's encoder to an npz file named by seed, with MAE's parameter names.
 
-        If several runs have the same seed, only the encoder of the last of them remains.
+        If several runs have the same seed, the file holds the encoder of the last of these runs.
 
         To read a file, pass the configured values of ``heads``, ``mean`` and ``std`` to
         `can_jax.load`.

@@ -46,9 +46,9 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         The median throughputs: ``reads_alone`` (of encoded images), ``decode_only``, ``crops`` (of
             decoded images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (to
             arrays on the devices) and ``pil_two_view`` (the Pillow baseline). ``python_limit`` is
-            the throughput of reading at which Python code occupies one core. Because one thread at
-            a time runs Python, more cores do not raise this limit. The dict also holds ``threads``,
-            ``image_size``, ``batch_size``, ``examples`` and ``rounds``.
+            the reading throughput at which Python code fully occupies one core. Because only one
+            thread at a time runs Python code, more cores do not raise this limit. The dict also
+            holds ``threads``, ``image_size``, ``batch_size``, ``examples`` and ``rounds``.
 
     Raises:
         UserError: TensorFlow cannot decode any of the sampled images.
@@ -87,7 +87,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
 
 
 def _mapped(dataset: Any, work: Callable[..., Any], threads: int) -> Any:
-    """Return an infinite `tf.data.Dataset` that applies ``work`` to each element."""
+    """Repeat a `tf.data.Dataset` indefinitely, and apply ``work`` to each element in parallel."""
     tf = tensorflow()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
@@ -129,15 +129,15 @@ def _decodes(image: bytes, config: ConfigDict) -> bool:
 
 
 def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
-    """Return a function that measures reading alone, in images per second.
+    """Return a function that measures the throughput of reading alone, in images per second.
 
     Args:
         config: The resolved configuration.
         source: The source to read.
         python: A list to which each measurement appends the number of images divided by the
-            process's CPU seconds in user mode. Python spends almost all of this time: tf.data
-            spends a few microseconds per chunk of images, and the operating system copies images
-            without Python's lock.
+            process's CPU seconds in user mode. Python code takes almost all of this time: tf.data
+            takes only a few microseconds per chunk of images, and the operating system's copies of
+            images count as system time.
     """
     rows = np.arange(config.batch_size)
     pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)
@@ -201,8 +201,8 @@ def _pillow(
 ) -> Turn:
     """Return a function that measures the Pillow baseline in ``threads`` worker processes.
 
-    The workers return the number of images instead of the images, which would take time to
-    transfer.
+    The workers return the number of images instead of the images, because a transfer of images
+    would take time.
     """
     names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
     settings = {name: config.augment[name] for name in names}

@@ -45,7 +45,8 @@ Inputs = tuple[jax.Array, ...]
 
 
 def attention_operations() -> dict[str, Operation]:
-    """Return implementations of attention by name; inputs are (rows, tokens, heads, head width)."""
+    """Return implementations of attention by name, for inputs of shape (rows, tokens, heads, head
+    width)."""
     library = jax.nn.dot_product_attention
     return {
         "ours": functools.partial(ops.attend_on_gpu, kernel="auto"),

@@ -200,7 +200,7 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
     The step omits color augmentation, which PyTorch programs usually apply in data loader workers.
 
     Args:
-        config: The resolved configuration, for which `check_baseline` passes.
+        config: The resolved configuration, which must pass `check_baseline`.
         compiled: Whether to compile the forward pass and the losses with `torch.compile`.
 
     Returns:
@@ -264,8 +264,8 @@ def measure_step(
             can_jax's throughput divided by PyTorch's, also a median over the rounds.
 
     Raises:
-        UserError: ``peer`` is True, but PyTorch is not installed, or a setting has no counterpart
-            in the PyTorch baseline.
+        UserError: ``peer`` is True, and either PyTorch is not installed or a setting has no
+            counterpart in the PyTorch baseline.
     """
     config = resolve(recipe)
     if peer:  # Both sides do the same work.

@@ -46,8 +46,8 @@ def measure_variants(
     """Measure the throughput of variants of the train step, and optionally of PyTorch.
 
     If a variant fails, for example by running out of memory, the error is stored in its result and
-    the other variants are still measured. A variant whose compilation does not finish in time is
-    not measured.
+    the other variants are still measured. A variant that is not yet compiled when the time limit
+    passes is not measured.
 
     Args:
         recipe: The configuration of a recipe, not yet resolved.
@@ -55,7 +55,7 @@ def measure_variants(
             key.
         peers: Whether to also measure PyTorch with and without `torch.compile`, and a variant named
             `SAME_WORK` that performs the same computation as PyTorch.
-        rounds: The number of measurements of each variant after a first measurement.
+        rounds: The number of rounds after a first round; each round measures every variant once.
         seconds: The duration of each measurement in seconds.
         product: The number of rows of the square matrices whose product is timed in each round.
         describe: A function that returns further results for a compiled step.
@@ -65,8 +65,8 @@ def measure_variants(
             skipped once no time remains.
 
     Raises:
-        UserError: A changed setting is invalid; or ``peers`` is True, but PyTorch is not installed
-            or a setting has no counterpart in the PyTorch baseline.
+        UserError: A changed setting is invalid; or ``peers`` is True, and either PyTorch is not
+            installed or a setting has no counterpart in the PyTorch baseline.
     """
     if peers:
         variants = {**variants, SAME_WORK: PEER_WORK}
@@ -139,7 +139,8 @@ def take_turns(
     seconds: float,
     left: Callable[[], float],
 ) -> None:
-    """Measure each step once, and append the images per second to ``rates`` in its result.
+    """Measure each step once; append the images per second to the list ``rates`` in the step's
+    result.
 
     Measurements are skipped when no time is left. If a measurement fails, for example for lack of
     memory, the result holds ``error`` with the message.
