@@ -1,8 +1,8 @@
 """Dumps of failed train steps, which `python -m can_jax.replay` re-runs for debugging.
 
 A dump is a folder that contains the configuration, the train state, and one file for each process.
-The file of a process stores the rows of the batch on the devices of that process. File and folder
-names use the older term "capture".
+The file of a process stores the rows of the batch that are on the devices of that process. In file
+and folder names, a dump is called "capture".
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The identity of a fine-tuning run: its encoder, data and settings, stored in ``identity.json``.
 
-A run that finds checkpoints in its run directory compares its identity with the stored one. The run
-stops if the identities differ, so all checkpoints of a directory come from the same encoder, data
+A run that finds checkpoints in its run directory compares its identity with the stored identity,
+and stops if they differ. Therefore all checkpoints of a directory come from the same encoder, data
 and settings.
 """
 
@@ -41,7 +41,7 @@ def read_identity(workdir: epath.Path) -> Identity | None:
 
 
 def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Store the identity of a new run; if ``identity`` is None, remove the stored one."""
+    """Store the identity of a new run; if ``identity`` is None, remove the stored identity."""
     path = workdir / IDENTITY
     if identity is not None:
         replace_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
@@ -84,8 +84,8 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         identity: The identity of the run that is about to start; None for pretraining.
 
     Raises:
-        UserError: The checkpoints belong to another run, a fine-tuning run finds no stored
-            identity, or the stored identity or the directory cannot be read.
+        UserError: The checkpoints belong to a different run, or no identity is stored for a
+            fine-tuning run. Also raised if ``identity.json`` or the directory cannot be read.
     """
     if not has_checkpoints(workdir):
         return

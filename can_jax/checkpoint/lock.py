@@ -41,11 +41,11 @@ class RunLock:
 
     @property
     def ending(self) -> bool:
-        """Whether this run is about to end, so that a newly started run waits for the end."""
+        """Whether this run is about to end; a newly started run then waits for that end."""
         return self._ending or handler.requested is not None
 
     def end_soon(self) -> None:
-        """Announce that this run ends after its last save, so that other runs wait for the end."""
+        """Announce that this run ends after its last save; other runs then wait for that end."""
         self._ending = True
 
     def check(self) -> None:

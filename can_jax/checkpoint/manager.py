@@ -112,9 +112,10 @@ class Checkpointer:
         self._settle()
 
     def set_aside_refused(self) -> None:
-        """Move the checkpoints that `latest_valid_step` and `restore` rejected to another folder.
+        """Move all checkpoints that `latest_valid_step` or `restore` has rejected.
 
-        Call this when the run is certain to resume. Collective: every process must call this.
+        The checkpoints are moved to ``refused_checkpoints/``. Call this when the run is certain to
+        resume. Collective: every process must call this.
         """
         refused, self._refused = self._refused, {}
         for step, reason in refused.items():
@@ -129,7 +130,7 @@ class Checkpointer:
         process must call this.
 
         Raises:
-            UserError: All checkpoints are damaged, or one cannot be read.
+            UserError: All checkpoints are damaged, or a checkpoint cannot be read.
         """
         latest, refusal = -1, ""
         if jax.process_index() == 0:

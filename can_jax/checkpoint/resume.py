@@ -98,7 +98,7 @@ def check_stream(
 
     Args:
         stored: The ``seed``, the ``batch_size`` and the data fingerprint ``data`` in the
-            checkpoint; empty if an older version wrote the checkpoint.
+            checkpoint; an empty dict if an older version of the program wrote the checkpoint.
         current: The current values of ``seed``, ``batch_size`` and ``data``.
         step: The step of the checkpoint, for messages.
         allowed: The names of the settings that may differ: ``seed``, ``batch_size`` or ``data``.
@@ -131,7 +131,7 @@ def newer_keys(stored: str) -> list[str]:
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the keys that have a former default in ``began`` and the current default in
+    """Return the keys whose value is a former default in ``began``, and the current default in
     ``config``.
 
     Args:
@@ -148,12 +148,13 @@ def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def is_given(key: str, given: Collection[str]) -> bool:
-    """Return whether the command line sets a key, an element of its value, or a block with it.
+    """Return whether the command line sets a key, an element of its value, or a block that contains
+    the key.
 
     Args:
         key: The dotted key, such as ``augment.crop_area``.
-        given: The dotted keys that the command line sets. They may name an element, such as
-            ``augment.crop_area[0]``, or a block that contains the key, such as ``augment``.
+        given: The dotted keys that the command line sets. A given key can also be an element, such
+            as ``augment.crop_area[0]``, or a block, such as ``augment``.
     """
     return within(key, {name.split("[")[0] for name in given})
 
@@ -161,8 +162,8 @@ def is_given(key: str, given: Collection[str]) -> bool:
 def to_store(config: ConfigDict, stored: str | None) -> str:
     """Return the JSON text of a configuration, to be stored in a run directory.
 
-    Keys that a newer version added are omitted if their values keep the old behavior, so that the
-    next resume also keeps the old behavior.
+    A key that ``stored`` lacks is omitted if its value keeps the old behavior. Therefore the next
+    resume also keeps the old behavior.
 
     Args:
         config: The resolved configuration of the run.

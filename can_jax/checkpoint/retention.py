@@ -1,4 +1,4 @@
-"""The retention policy of checkpoints, and the removal of incomplete ones."""
+"""The retention policy of checkpoints, and the removal of incomplete checkpoints."""
 
 import dataclasses
 import time
@@ -19,8 +19,8 @@ class Retention:
     Attributes:
         last: The number of latest regular checkpoints to retain; None for all.
         every: Checkpoints whose step is a multiple of this are also retained; None for off.
-        temporary: The steps of the temporary checkpoints. A temporary checkpoint is deleted when a
-            later checkpoint exists, unless ``every`` retains its step.
+        temporary: The steps of the temporary checkpoints. A temporary checkpoint whose step is not
+            a multiple of ``every`` is deleted when a later checkpoint exists.
     """
 
     last: int | None
@@ -36,7 +36,7 @@ class Retention:
 
 
 def remove_remains(left: epath.Path) -> None:
-    """Remove the folder of a failed save, to which background threads may still write.
+    """Remove the folder of a failed save. Background threads may still write to the folder.
 
     The removal is retried for up to `REMOVAL_SECONDS`, and then given up without an error.
     """

@@ -162,7 +162,7 @@ def newest_state(
         partial: Whether ``abstract`` is only a part of the saved state; the rest is not read.
 
     Raises:
-        UserError: There is no checkpoint of ``step``, or no valid one that matches ``abstract``.
+        UserError: No checkpoint of ``step`` exists, or no valid checkpoint matches ``abstract``.
     """
     checkpoints = Checkpointer(workdir / folder, keep_last=None, read_only=True)
     with contextlib.closing(checkpoints):
@@ -183,7 +183,7 @@ def newest_state(
 
 
 def step_path(checkpoint: str, step: int | None) -> str:
-    """Return the path ``RUN/checkpoints/STEP`` of a checkpoint; without a step, return
+    """Return the path ``RUN/checkpoints/STEP`` of a checkpoint; if ``step`` is None, return
     ``checkpoint``.
 
     Functions that open a run accept run directories and checkpoint paths; see `find_checkpoint`.
@@ -213,7 +213,7 @@ def find_checkpoint(checkpoint: str, setting: str = "") -> tuple[epath.Path, int
         The path, and the step. A step of None selects the latest valid checkpoint of a run.
 
     Raises:
-        UserError: The path does not exist, and is no name of an installed encoder.
+        UserError: The path does not exist, and is not the name of an installed encoder.
     """
     path = shipped_or_same(epath.Path(checkpoint))
     run = path.parent.parent

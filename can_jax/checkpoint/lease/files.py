@@ -54,8 +54,8 @@ class Files(Protocol):
     def lock(self) -> bool:
         """Take the kernel's file lock; return False if another process holds it.
 
-        On a file system without file locks, return True, so that only the lease records determine
-        the holder.
+        On a file system without file locks, return True; then only the lease records determine the
+        holder.
         """
         ...
 
@@ -78,7 +78,7 @@ class DiskFiles:
     def read(self, name: str) -> str | None:
         """See `Files`.
 
-        On NFS, opening a file revalidates it with the server, so the text is not stale.
+        On NFS, the text is not stale, because opening a file revalidates it with the server.
         """
         try:
             return (self._folder / name).read_text(errors="replace")
@@ -143,7 +143,8 @@ class DiskFiles:
     def unlock(self) -> None:
         """See `Files`. Unlocking also removes the lock file.
 
-        A process that has just opened the lock file detects its removal and creates a new one.
+        A process that opened the lock file before its removal detects the removal, and creates a
+        new lock file.
         """
         if self._lock is not None:
             with contextlib.suppress(OSError):
@@ -179,8 +180,8 @@ class BucketFiles:
     def create(self, name: str, text: str) -> bool:
         """See `Files`. With the library `obstore`, the object store creates the object atomically.
 
-        Without `obstore`, if several processes create the file within `SETTLE_SECONDS`, the last
-        one succeeds.
+        Without `obstore`, if several processes create the file within `SETTLE_SECONDS`, only the
+        last of them succeeds.
         """
         path = self._folder / name
         if creates_exclusively(str(path)):
@@ -227,18 +228,19 @@ def files_of(folder: epath.Path) -> Files:
 
 
 def creates_exclusively(url: str) -> bool:
-    """Return whether an object at a URL can be created atomically, with failure if it exists.
+    """Return whether writes to a URL can atomically create an object, and fail if the object
+    exists.
 
     Atomic creation requires a conditional write, which the library `obstore` supports. TensorFlow's
-    file system checks whether the object exists and then writes, so another process can write in
-    between.
+    file system first checks whether the object exists, and then writes. Another process can write
+    in between.
     """
     scheme = url.partition("://")[0]
     return scheme in BUCKETS and importlib.util.find_spec("obstore") is not None
 
 
 def _write(file: int, text: str) -> None:
-    """Write text at the start of an open file descriptor, and close it."""
+    """Write text at the start of the file with descriptor ``file``, and close the file."""
     try:
         os.pwrite(file, text.encode(), 0)
     finally:

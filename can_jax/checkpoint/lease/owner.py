@@ -31,7 +31,8 @@ def describe() -> Owner:
 
 
 def boot_id() -> str | None:
-    """Return the kernel's boot ID, which is new after each boot; None on a system without one."""
+    """Return the kernel's boot ID, which is new after each boot; None on a system without boot
+    IDs."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -42,7 +43,7 @@ def pid_namespace() -> str | None:
     """Return the PID namespace of this process, or None on a system without namespaces.
 
     If `/proc` belongs to another PID namespace, return a random value that matches no other
-    process, since other processes cannot look up this process ID.
+    process, since other processes cannot look up the ID of this process.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):
@@ -92,8 +93,8 @@ class Host:
         return all(owner.get(key) == self._me[key] for key in keys)
 
     def shares_kernel(self, owner: Owner) -> bool:
-        """Return whether a lock owner runs under the kernel of this process, so both share file
-        locks."""
+        """Return whether a lock owner runs under the same kernel as this process. Only processes
+        under the same kernel reliably see each other's file locks."""
         return bool(self._me["boot"]) and owner.get("boot") == self._me["boot"]
 
     def is_gone(self, owner: Owner) -> bool:

@@ -2,12 +2,12 @@
 
 Each holder has a record file ``.lock-NUMBER``, which no other process writes. A new process creates
 the record with the next number, but only if the holder of the newest record has ended. If several
-processes try to create the same record, only one succeeds. The process that creates a new record
-then removes the older records. A holder whose record is missing has lost the lease.
+processes try to create the same record, only one succeeds. After a process has created a new
+record, it removes the older records. A holder whose record is missing has lost the lease.
 
-Processes under the same kernel also use a file lock on ``.lock``, which a holder keeps while it is
-suspended. Processes on other hosts check the heartbeats in the holder's record. ``lock.json`` is a
-copy of the record under a fixed name.
+Processes under the same kernel also use a file lock on ``.lock``, which even a suspended holder
+keeps. Processes on other hosts check the heartbeats in the holder's record. ``lock.json`` is a copy
+of the holder's record under a fixed name.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Lease:
         clock: The clock that measures waits; a `Clock` by default.
 
     Attributes:
-        lost: The error that explains why the lease was lost or released, or None.
+        lost: The error that explains why the lease was lost or released; None before that.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Lease:
 
     @property
     def stale_seconds(self) -> float:
-        """The seconds without a heartbeat after which another process takes over the directory."""
+        """The time without a heartbeat after which another process takes over the directory."""
         return STALE_BEATS * self._beat_seconds
 
     def take(self, wait: float = 0.0, wait_ending: float = 0.0) -> Record | None:
@@ -214,8 +214,8 @@ class Lease:
         Args:
             number: The number of the newest record; 0 if there is none.
             newest: The content of the newest record, or None if there is none.
-            alone: Whether `Files.lock` returned True, so that no other process is known to hold the
-                file lock.
+            alone: Whether `Files.lock` returned True, which means that no other process is known to
+                hold the file lock.
         """
         records = {} if newest is None else {name_of(number): newest}
         copy = self._records.read(COPY)
@@ -257,9 +257,9 @@ class Lease:
         return False
 
     def _claim(self, gone: int, judged: Record | None) -> Record | None:
-        """Create the record of this process, which has the next number.
+        """Create the record of this process, with the next number.
 
-        Return None on success, else the record of the process that was faster.
+        Return None on success, else the newest record, or an empty dict if there is none.
 
         Args:
             gone: The number of the newest record, whose holder has ended; 0 if there is none.

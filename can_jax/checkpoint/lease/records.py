@@ -36,7 +36,8 @@ class Records:
         return 0, None
 
     def read(self, name: str) -> Record | None:
-        """Return a record: an empty dict if the file is malformed, None if it does not exist."""
+        """Return a record: an empty dict if the file is malformed, or None if the file does not
+        exist."""
         text = self._files.read(name)
         if text is None:
             return None
@@ -57,7 +58,7 @@ def name_of(number: int) -> str:
 
 
 def token(record: Record | None) -> Any:
-    """Return the unique token in a record, or None if an old or damaged record has none."""
+    """Return the unique token in a record, or None for an old or damaged record without a token."""
     return (record or {}).get("token")
 
 
