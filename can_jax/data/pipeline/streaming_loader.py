@@ -110,13 +110,13 @@ class ShardStream:
         Args:
             seed: The seed of the order of the shards and of the shuffling within windows.
             window: The number of examples in a shuffle window.
-            process, processes: The index of this process among those that load different rows, and
-                the number of these processes.
+            process, processes: The index of this process's `ProcessSlice`, and the number of
+                distinct slices.
             place: The position in the stream at which to start, as a `Place`.
 
         Raises:
-            UserError: A shard cannot be read, for example because it was removed, or none of the
-                shards contains an image anymore.
+            UserError: A shard cannot be read, for example because it was removed, or no shard
+                contains an image.
         """
         epoch, shard, record, taken = place
         barren: set[str] = set()  # shards that were read since the last image
@@ -157,7 +157,8 @@ class ShardStream:
 
         Args:
             paths: The paths of the shards that this process reads, in the order of the epoch.
-            shard: The index in ``paths`` of the first shard of the group that is read concurrently.
+            shard: The index in ``paths`` at which the current group of concurrently read shards
+                begins.
             record: The index of the first record to yield, among the interleaved records of the
                 group.
         """
@@ -237,7 +238,8 @@ class StreamingLoader(Loader):
         super().__init__(dataset, share, config.data.skip_limit, states)
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Store the stream position after a batch, and count the images replaced in it.
+        """Store the stream position at which a batch ends, and count the images replaced in the
+        batch.
 
         Raises:
             UserError: No image of a chunk can be decoded, and neither can any substitute from the
@@ -253,8 +255,8 @@ class StreamingLoader(Loader):
 
     @property
     def place(self) -> list[int]:
-        """The position in the stream after the most recently returned batch, as a `Place`, followed
-        by the index of the process's slice and the number of slices."""
+        """The integers of the `Place` after the last returned batch, the index of the process's
+        slice, and the number of slices."""
         return self._last.tolist() + self._share
 
 
@@ -264,8 +266,8 @@ def resumed(
     """Return the stream position at which a process resumes.
 
     If the number of slices has changed, all processes start at the epoch after that of the most
-    advanced process. If the checkpoint has no stream position, because the run read its data by
-    random access, the stream starts at epoch 0.
+    advanced process. The stream starts at epoch 0 if the checkpoint was written by a run that read
+    its data by random access.
 
     Args:
         states: The states of all processes in the checkpoint; None for a new run.
@@ -303,8 +305,8 @@ def _batches(
     start: tuple[int, ...],
 ) -> Any:
     """Return a data set of dicts as `chunks.batches` does, with the additional entry ``place``, the
-    stream position after each row. Rows without a decodable image have an ``attempt`` of
-    `NOTHING`."""
+    stream position after each row. If neither the image of a row nor any substitute can be decoded,
+    the entry ``attempt`` of the row is `NOTHING`."""
     tf = tensorflow()
     failed: list[UserError] = []
 
@@ -377,8 +379,8 @@ def _batches(
 
 
 def _spares(window: list[Windowed], count: int) -> list[tuple[bytes, int]]:
-    """Return up to ``count`` images of a window with their labels, as substitutes for undecodable
-    images of a small chunk."""
+    """Return up to ``count`` images of a window with their labels, which can replace undecodable
+    images of a chunk with few images."""
     if count <= 0:
         return []
     chosen = window[:: max(1, len(window) // count)][:count]

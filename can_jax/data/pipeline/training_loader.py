@@ -41,8 +41,8 @@ States = list[list[int]]  # a row for each process: images seen, images skipped,
 
 
 def counts_of(states: States | None, process: int, processes: int) -> tuple[int, int]:
-    """Return the numbers of images that a process had loaded and skipped when the checkpoint was
-    written.
+    """Return the number of images that a process had loaded when the checkpoint was written, and
+    the number that it had skipped.
 
     If the number of processes has changed, process 0 gets the sums over all processes, and the
     other processes get 0.
@@ -82,7 +82,7 @@ def host_batches(
         config: The resolved configuration; `data`, `augment`, `batch_size` and `seed` are used.
         source: The random-access source from which to read the images.
         steps: The first step to load, and the step at which to stop, exclusive.
-        rows: The indices of the rows of the global batch to load.
+        rows: The indices of the rows to load from each global batch.
         order: The order of the examples; None for the order of a new run with `config.seed`.
 
     Returns:
@@ -107,7 +107,8 @@ def host_batches(
 def places(
     order: Order, steps: tuple[int, int], batch_size: int, rows: Int[np.ndarray, " local"]
 ) -> Any:
-    """Return a `tf.data.Dataset` of (position, example) pairs for the given rows of each step."""
+    """Return a `tf.data.Dataset` of pairs of a stream position and an example index, for the given
+    rows of each step."""
     tf = tensorflow()
     first, last = steps
     block = max(1, ORDERED // len(rows))
@@ -238,9 +239,9 @@ class TrainingLoader(Loader):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
 
     def _contents(self, positions: Int[np.ndarray, " local"]) -> UInt32[np.ndarray, " local"]:
-        """Return the `Batch.content` of images: the lower 32 bits of the content digest or, without
-        a digest, of the example's index. A substitute for an undecodable image gets the content
-        value of the undecodable image.
+        """Return the `Batch.content` at stream positions: the lower 32 bits of an image's content
+        digest or, without a digest, of its index in the source. A substitute for an undecodable
+        image gets the content value of the undecodable image.
         """
         examples = self._order.examples_at(np.asarray(positions, np.int64))
         numbers = examples.astype(np.uint64)

@@ -23,7 +23,7 @@ class Views(abc.ABC):
         max_pixels: The maximum number of pixels, width times height, of an image that is decoded.
         exif: Whether to rotate and mirror images by their EXIF orientation.
         value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
-            a channel; None if `config.data.range` is unset.
+            per channel; None if `config.data.range` is unset.
     """
 
     size: tuple[int, int]
@@ -180,8 +180,8 @@ class RandomViews(Views):
         return self._cut(image, boxes - tf.pad(start, [[0, 2]]))
 
     def _cut(self, image: Any, boxes: Any) -> Any:
-        """Return the views that int32 boxes (views, 4) cut from an image, as a uint8 tensor of the
-        shape ``self.shape``."""
+        """Crop int32 ``boxes`` (views, 4) from an image, and return the views as a uint8 tensor of
+        the shape ``self.shape``."""
         return crop_and_resize(image, boxes, self.size, self.interpolation)
 
     def _boxes(self, size: Any, position: Any) -> Any:

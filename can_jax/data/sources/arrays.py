@@ -27,8 +27,8 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
         channels: The number of channels that the images must have.
 
     Raises:
-        UserError: ``path`` does not exist or is a URL, there is no npz file of the split, or the
-            files cannot be read, are inconsistent or do not have the expected content.
+        UserError: ``path`` does not exist, is a URL, or contains no image of the split; a file
+            cannot be read, or its content is invalid.
     """
     root = existing_root(path)
     shards = shards_of_split(root, split)
@@ -81,8 +81,8 @@ def one_numbering(
         The new labels of each file, and the names of all classes.
 
     Raises:
-        UserError: The files differ in class names, and some label has no name, or shares its name
-            with another label of its file.
+        UserError: The files have different class names, and in some file, a label has no name or
+            two labels share a name.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
@@ -105,8 +105,8 @@ def one_numbering(
 
 
 def shards_of_split(root: Path, split: str) -> list[Path]:
-    """Return the paths of a split's npz files in a folder, sorted by name; if ``root`` is a file,
-    only its own path.
+    """Return the paths of a split's npz files in a folder, sorted by name; a list of only ``root``
+    if it is a file.
 
     Raises:
         UserError: There is no npz file of the split, or the file names spell the split in several

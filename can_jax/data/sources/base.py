@@ -17,16 +17,17 @@ SAMPLE = 256  # examples whose content the default fingerprint of a source cover
 
 
 class Source(abc.ABC):
-    """A data set with random access to its images: encoded (JPEG, PNG, …), or decoded in memory.
+    """A data set with random access to its images, which are encoded (JPEG, PNG, …), or decoded and
+    in memory.
 
-    A subclass defines ``examples`` and ``read``. Each read of an example must return the same image
-    and label. Several threads can call ``read`` at the same time.
+    A subclass defines ``examples`` and ``read``. An example must have the same image and label each
+    time it is read. Several threads can call ``read`` at the same time.
 
     Attributes:
         labels: The label of each example, -1 if unknown; None if only ``read`` returns labels.
         label_names: The class names, indexed by label; empty if unknown.
-        images: All decoded images, if they have the same size and are in memory; else None. If
-            ``images`` is set, ``labels`` is set as well.
+        images: All decoded images as one array; None if the images are not in memory, or differ in
+            size. If ``images`` is set, ``labels`` is set as well.
         parts: The sources of which a mixture consists, in the order of their examples; empty for
             any other source.
         weights: The sampling weight of each part; only ratios matter.
@@ -59,7 +60,7 @@ class Source(abc.ABC):
         return pack(*self.read(examples))
 
     def describe(self, example: int) -> str:
-        """Return a phrase for messages that says where an example is stored."""
+        """Return a phrase that states where an example is stored, for messages."""
         return f"example {example}"
 
     @property
@@ -81,7 +82,7 @@ class Source(abc.ABC):
         """Return the known generating factors of all examples, by name; an empty dict if no factors
         are known.
 
-        An integer factor is treated as classes, and any other factor as continuous.
+        Factors of integers are treated as class labels, and other factors as continuous values.
         `can_jax.evaluate` measures the disentanglement of features with respect to these factors.
         """
         return {}
@@ -106,7 +107,8 @@ class Source(abc.ABC):
         return {"examples": self.examples} | content
 
     def same_files(self, other: "Source") -> bool:
-        """Return whether another source is known to read the same files in the same order."""
+        """Return whether another source is known to read the same files as this source, in the same
+        order."""
         return self is other
 
     def selection(
@@ -164,7 +166,7 @@ class SelectedSource(Source):
         return self._source.read_block(self._chosen[examples])._replace(labels=labels)
 
     def describe(self, example: int) -> str:
-        """Return a phrase for messages that says where an example is stored."""
+        """Return a phrase that states where an example is stored, for messages."""
         return self._source.describe(int(self._chosen[example]))
 
 
@@ -176,7 +178,8 @@ class ArraySource(Source):
         images: The images, uint8 (examples, height, width, channels).
         labels: The labels, int32 (examples,); -1 if unknown.
         label_names: The class names, indexed by label; empty if unknown.
-        files: The paths of the files from which the images were read; empty for other images.
+        files: The paths of the files from which the images were read; empty if they were not read
+            from files.
     """
 
     images: UInt8[np.ndarray, "examples height width channels"] = dataclasses.field()
@@ -204,7 +207,7 @@ class ArraySource(Source):
         return {"examples": self.examples, "content": content, "labels": labels}
 
     def same_files(self, other: Source) -> bool:
-        """Return whether another source was read from the same files, or is this source."""
+        """Return whether another source is this source, or was read from the same files."""
         if self is other:
             return True
         return isinstance(other, ArraySource) and bool(self.files) and self.files == other.files

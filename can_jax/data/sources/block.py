@@ -1,5 +1,5 @@
-"""Encoded images of several examples in one buffer, which TensorFlow reads without a copy and cuts
-into strings without Python."""
+"""Encoded images of several examples in one buffer, which TensorFlow reads without a copy and
+splits into strings without running Python code."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ ALIGNMENT = 64  # bytes; TensorFlow copies a NumPy array with a smaller alignmen
 class Block(NamedTuple):
     """The encoded images of some examples, and their labels.
 
-    A buffer costs the interpreter less than an object per image. Reading into the buffer and
-    copying out of it release the GIL, so that other threads can run Python meanwhile.
+    One buffer for all images takes less time in the interpreter than one object per image. Reading
+    into the buffer and copying out of it release the GIL, so that other threads can run Python
+    meanwhile.
 
     Attributes:
         data: The buffer that holds the images, uint8 (bytes,).
@@ -81,7 +82,7 @@ def read_tensors(read_block: Callable[[np.ndarray], Block], examples: Any) -> Bl
 
 
 def image_in(data: Any, start: Any, length: Any) -> Any:
-    """Return an encoded image of a block as a scalar string tensor, without Python.
+    """Return an encoded image of a block as a scalar string tensor, without running Python code.
 
     Args:
         data: The buffer of the block, a uint8 tensor (bytes,).

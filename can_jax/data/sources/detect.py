@@ -34,9 +34,9 @@ class Kind(NamedTuple):
 def kind_of(path: str) -> Kind:
     """Return the kind of data at a path, which can be a folder, a file, or a pattern of shards.
 
-    If a folder contains files of several kinds, the most frequent kind is returned, so an archive
-    among many images is ignored. If there are as many images as files of another kind, the other
-    kind is returned.
+    If a folder contains files of several kinds, the most frequent kind is returned. An archive
+    among many images, for example, is ignored. If there are as many images as files of another
+    kind, the other kind is returned.
 
     Raises:
         UserError: The path does not exist, is a single image or a pattern of images, or contains no
@@ -72,8 +72,8 @@ def kind_of(path: str) -> Kind:
 
 
 def _of_files(path: str) -> Kind:
-    """Return the kind of a file or pattern, derived from its name or from the most frequent kind of
-    the matching files. If the names reveal no kind, the files count as TFRecords.
+    """Return the kind that the name of a file or pattern states or, if it states none, the most
+    frequent kind of the matching files. If the names reveal no kind, the files count as TFRecords.
 
     Raises:
         UserError: No file matches, the files have a known but unsupported format, or they are

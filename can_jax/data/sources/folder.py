@@ -68,8 +68,8 @@ def open_folder(
             to use folder names.
 
     Raises:
-        UserError: The folder does not exist or contains no image of the split, several folders
-            match the split, the index is invalid, or the label list cannot be read.
+        UserError: The folder does not exist, or contains no image or several folders of the split;
+            the index or label list is invalid.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -90,8 +90,8 @@ def open_folder(
 
 
 def _labeled(table: Table, path: str, root: str) -> Table:
-    """Return a table with the labels of a label list, or the unchanged table if the list contains
-    none of its files."""
+    """Return a table with the labels of a label list, or the unchanged table if the list names no
+    file of the table."""
     by_file, classes, missing = labels_from(read_label_list(path), table.names)
     labels = by_file[np.asarray(table.file)]
     count = int((labels < 0).sum())
@@ -112,7 +112,8 @@ def _labeled(table: Table, path: str, root: str) -> Table:
 def _refuse_splits_as_classes(
     path: str, split: str, groups: Groups, classes: tuple[str, ...]
 ) -> None:
-    """Reject an index that an older version built with the folder of another split as a class.
+    """Reject an index, built by an older version of `can_jax`, in which the folder of another split
+    is a class.
 
     Raises:
         UserError: A class of the index is the folder of another split.
