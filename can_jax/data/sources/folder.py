@@ -145,8 +145,8 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
 
 
 def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> None:
-    """Log the folders with ambiguous names that are treated as classes, and the images that are
-    left out beside the folder of the split `train`."""
+    """Log the folders with ambiguous names that are treated as classes, and the images beside the
+    folder of the split `train`, which are left out."""
     folders = folders_in(parent)
     stated = {name for group in groups.values() for name in group}
     classes = [name for name in folders if split_of_file(name) and name not in stated]
@@ -288,8 +288,8 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     The first folder in a file's path is its class. A file in no folder has the label -1. If at
     least half of the files are in no folder, there are no classes.
 
-    If every file is below a nested folder named after a split, as in `site/train/cat/0.png`, the
-    class is the folder directly below that folder, here `cat`.
+    If every path contains a nested folder named after a split, as in `site/train/cat/0.png`, the
+    next folder in the path is the class, here `cat`.
     """
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
     below = [_folder_below_split(name) for name in names]
@@ -317,8 +317,8 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _log_doubtful_classes(classes: list[str], names: list[str]) -> None:
-    """Log folders that are treated as classes but are probably not classes, such as `images` and
-    `masks`, or the folders of splits."""
+    """Log a warning if the folders treated as classes are probably not classes. Signs are folders
+    such as `images` and `masks`, or images that are all in folders named after splits."""
     inner = {os.path.basename(os.path.dirname(name)) for name in names}
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
@@ -329,8 +329,8 @@ def _log_doubtful_classes(classes: list[str], names: list[str]) -> None:
 
 
 def _folder_below_split(name: str) -> str:
-    """Return the first folder in a path that is directly below a nested folder named after a split,
-    or ""."""
+    """Return the first folder in a path that is directly below a nested folder named after a split;
+    "" if there is none."""
     folders = name.split(os.sep)[:-1]
     below = (folders[i + 1] for i in range(1, len(folders) - 1) if split_of_folder(folders[i]))
     return next(below, "")

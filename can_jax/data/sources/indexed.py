@@ -85,7 +85,7 @@ class IndexedSource(Source):
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"]:
         """The labels in the table, which can differ from the labels in the records if the index was
-        built with another `label_key`."""
+        built with another `label_key` than the current one."""
         return self.table.label
 
     @property
@@ -132,8 +132,8 @@ class IndexedSource(Source):
         return result
 
     def same_files(self, other: Source) -> bool:
-        """Return whether another source has the same root folder, and the same examples in the same
-        order."""
+        """Return whether another source has the same root folder as this source, and the same
+        examples in the same order."""
         if self is other:
             return True
         return (
@@ -168,8 +168,8 @@ class IndexedSource(Source):
     def read_block(self, examples: Examples) -> Block:
         """Return the encoded images of some examples, and their labels, in one buffer.
 
-        Images in local shards are read directly into the buffer, which takes a few microseconds of
-        Python per image.
+        Images in local shards are read directly into the buffer, for which Python code runs only a
+        few microseconds per image.
 
         Raises:
             UserError: A file cannot be read, even after retries; see `read`.

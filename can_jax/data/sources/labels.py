@@ -81,8 +81,8 @@ class Classes:
 
         Classes are matched by name. If only one source has class names and every name is a number,
         these numbers are compared with the labels of the other source. If neither source has class
-        names, or only one has and its names are not all numbers, the labels of both sources are
-        compared.
+        names, the labels of both sources are compared. If only one source has class names, and a
+        name is not a number, the labels are compared as well.
 
         Args:
             labels: The distinct labels that occur in the other source, ascending.
@@ -127,8 +127,8 @@ class Classes:
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def alike(self) -> str:
-        """Return a phrase that names two classes whose names differ only in case, Unicode form,
-        surrounding blanks or surrounding slashes; "" if there are no two such classes."""
+        """Return a phrase that names two classes whose names differ only in case, Unicode form, or
+        surrounding blanks and slashes; "" if there are none."""
         seen: dict[str, str] = {}
         for name in self.names:
             if (other := seen.setdefault(_folded(name), name)) != name:
@@ -167,8 +167,8 @@ def _folded(name: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """Return a class name in Unicode form NFC, because some file systems store accents
-    separately."""
+    """Return a class name in Unicode form NFC, because some file systems store accents as separate
+    characters."""
     return unicodedata.normalize("NFC", name)
 
 

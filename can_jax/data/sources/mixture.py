@@ -18,8 +18,8 @@ class MixtureSource(Source):
     the index of the part and the label, such as `1/label 7`.
 
     Labels stored in records are used only if the part has class names, or an index that contains
-    the labels. If a part has neither class names nor such an index, its labels count as unknown,
-    and a warning is logged.
+    the labels. If a part has neither class names nor an index with labels, the labels in its
+    records count as unknown, and a warning is logged.
 
     Args:
         parts: The sources of which the mixture consists.
@@ -77,7 +77,7 @@ class MixtureSource(Source):
             yield i, rows, examples[rows] - self._starts[i]
 
     def describe(self, example: int) -> str:
-        """Return a phrase for messages that says where an example is stored."""
+        """Return a phrase that states where an example is stored, for messages."""
         i = int(np.searchsorted(self._starts, example, side="right")) - 1
         return self.parts[i].describe(example - int(self._starts[i]))
 
@@ -87,7 +87,8 @@ class MixtureSource(Source):
         return {"parts": [part.fingerprint() for part in self.parts], "weights": shares}
 
     def same_files(self, other: Source) -> bool:
-        """Return whether another source is a mixture whose parts read the same files."""
+        """Return whether another source is a mixture whose parts read the same files as the parts
+        of this mixture."""
         if len(self.parts) != len(other.parts):
             return False
         pairs = zip(self.parts, other.parts, strict=True)

@@ -58,8 +58,8 @@ def open_tfrecord(
             the label -1.
 
     Raises:
-        UserError: There is no shard or no intact record, none of the first records contains an
-            image, a shard cannot be read, or the index is invalid; see `stored_table`.
+        UserError: There is no shard, no intact record, or no image in the first records; a shard is
+            unreadable, or the index is invalid (see `stored_table`).
     """
     root, table = _table("tfrecord", path, split, index)
     source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
@@ -162,8 +162,7 @@ def scan_shard(source: str, path: str) -> ScanResult:
 
 
 def cut_off(path: str, shard: ScanResult) -> str:
-    """Return a phrase that describes the problem of a shard, and counts its examples that are
-    used."""
+    """Return a phrase with the problem of a shard and the number of its examples that are used."""
     empty = f"contains no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     count = len(shard.offset)
     return f"{shown(path)} {shard.problem or empty}; {count} of its examples are used"

@@ -70,8 +70,9 @@ def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | 
     Args:
         root: The path or URL of the folder that contains the data.
         split: The name of the split, such as `train`.
-        shards: The names of the shards, or None if the data has no shards. An index of other shards
-            is ignored, unless its folder has exactly the name of the split.
+        shards: The names of the shards, or None if the data has no shards. If ``shards`` is given,
+            an index is used only if it covers exactly these shards, or its folder has exactly the
+            name of the split.
     """
     place = os.path.join(root, FOLDER)
     if is_remote(root):

@@ -40,8 +40,8 @@ def survey(path: str, split: str = "train") -> Survey:
         split: The split to which the npz files must belong; not used for other data.
 
     Raises:
-        UserError: The path does not exist, contains no data of a supported kind, or contains npz
-            files that are damaged or do not belong to the split.
+        UserError: The path does not exist, or contains no data of a supported kind; an npz file is
+            damaged, or none belongs to the split.
     """
     try:
         kind = kind_of(path)

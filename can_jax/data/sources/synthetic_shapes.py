@@ -75,8 +75,8 @@ class Appearance(NamedTuple):
     those of the background per image, and the noise per pixel and channel.
 
     Attributes:
-        rows, columns: The coordinates of the supersampled points of an image on the grid of
-            figures, in units of a grid cell.
+        rows, columns: The vertical and horizontal coordinates of an image's supersampled points on
+            the grid of figures, in units of a grid cell.
         scale: The size of each figure as a fraction of its grid cell.
         turn: The rotation of each figure in radians.
         dy, dx: The displacement of each figure from the center of its cell, in units of half a
@@ -201,7 +201,7 @@ class ShapesSource(ArraySource):
     def factors(self) -> dict[str, np.ndarray]:
         """Return the generating factors that have one value per image.
 
-        The factors are the class, the offset of the grid, the color and the mean shading of the
+        The factors are the class, the offset of the grid, the color and mean shading of the
         background, and the mean size of the figures. To compute the factors, the appearance of all
         images is sampled again with the same seed, which takes a tenth of the rendering time.
         """

@@ -30,8 +30,8 @@ class Located(NamedTuple):
         label_key: The name of the feature that contains the label; None if there is none.
         label_names: The class names, indexed by label; empty if ``label_key`` is None.
         ranges: The ranges of records that a split expression such as `train[:90%]` selects: the
-            shard, the index of the first record, and the number of records. Empty if the split is a
-            name.
+            shard, the index of the first record, and the number of records. ``ranges`` is empty if
+            the split is a name instead of an expression.
     """
 
     root: str
@@ -91,8 +91,8 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     downloaded.
 
     Raises:
-        UserError: The name is invalid, or the data set is not prepared as TFRecords, uses a feature
-            class that is not part of TFDS, or has no such split or no suitable image feature.
+        UserError: The name is invalid; the data set is not prepared as TFRecords, uses feature
+            classes outside TFDS, or lacks the split or suitable images.
     """
     check_name(name)
     tensorflow()  # hides the GPUs before TFDS imports TensorFlow
