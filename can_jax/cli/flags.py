@@ -182,7 +182,8 @@ class Flags:
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
-        Registers parsers for the types of recipe keys with `ml_collections`, for the whole process.
+        In the whole process, `ml_collections` then uses can_jax's parsers for the types of recipe
+        keys.
 
         Args:
             kind: The kind of configuration, such as ``recipe``; a key of
@@ -232,8 +233,8 @@ class Recipe:
     def read(self) -> ConfigDict:
         """Return the recipe with the command line's overrides applied.
 
-        A duration on the command line, such as ``total_steps``, also replaces the recipe's duration
-        in another unit, such as ``total_epochs``.
+        A duration on the command line, such as ``total_steps``, replaces the recipe's duration in
+        any unit, such as ``total_epochs``.
 
         Raises:
             UserError: No recipe was given, or the command line sets one duration in several units.

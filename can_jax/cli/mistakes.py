@@ -58,8 +58,8 @@ def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
 
     Args:
         values: The absl flags of the command.
-        argv: The arguments without the program name. Options that set recipe keys are not checked
-            before the recipe is loaded, because the types of the keys are unknown until then.
+        argv: The arguments without the program name. Options that set recipe keys are checked only
+            after the recipe is loaded, because the recipe determines the types of the keys.
     """
     for argument, after in itertools.pairwise(argv):
         if argument == "--":

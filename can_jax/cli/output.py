@@ -17,7 +17,7 @@ class Forgiving:
 
     Args:
         stream: The text stream to write to, such as ``sys.stdout``.
-        name: The name of the stream in the warning, such as ``stdout``.
+        name: The name of the stream in the warning about a failed write, such as ``stdout``.
     """
 
     def __init__(self, stream: Any, name: str):

@@ -1,9 +1,9 @@
 """MAE, SimCLR and other methods, each defined as changes to the configuration of CAN.
 
-The changes set the losses, the network, masking, noise and augmentation of a method where they
-differ from CAN. Optimizer settings belong to a recipe, except for the moving average that latent
-targets require. The settings of the papers are listed in docs/objectives.md, with the differences
-from the authors' code. Branches with zero weight are not built.
+The changes cover a method's losses, network, masking, noise and augmentation, where these differ
+from CAN. Optimizer settings are left to recipes, except for the moving average that latent targets
+require. The settings of the papers are listed in docs/objectives.md, with the differences from the
+authors' code. Branches with zero weight are not built.
 """
 
 import copy

@@ -33,9 +33,9 @@ def default_config() -> ConfigDict:
     """Return the default configuration, CAN with ViT-B/16, for recipes to change.
 
     The defaults follow the paper, except for the denoising branch; see docs/method.md.
-    `can_jax.config.defaults` describes every key. A recipe sets each duration in one unit, such as
-    the length of the run by `total_steps`, `total_epochs`, `total_examples` or `total_minutes`.
-    Required keys may be None until `resolve` checks the configuration.
+    `can_jax.config.defaults` describes every key. A recipe sets each duration in one unit. For
+    example, it sets the length of the run by `total_steps`, `total_epochs`, `total_examples` or
+    `total_minutes`. Required keys may be None until `resolve` checks the configuration.
     """
     return configuration(RECIPE).lock()
 

@@ -107,7 +107,7 @@ def find(name: str, kind: str, option: str) -> Path:
 
 
 def _nearest(name: str, kind: str) -> str | None:
-    """Return the name or path of the file whose spelling is most similar to ``name``, or None."""
+    """Return the file name or path that is spelled most like ``name``, or None."""
     _, prefix, suffix, _ = KINDS[kind]
     path = Path(name)
     if path.with_name(path.name + suffix).is_file():

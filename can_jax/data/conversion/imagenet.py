@@ -108,7 +108,7 @@ def write_imagenet(
 def _check_split(
     root: Path, split: str, images: list[Image], classes: set[str], partial: bool
 ) -> None:
-    """Check the classes and the number of images of a split, and print both counts.
+    """Check the classes and image count of a split, and print the numbers of images and classes.
 
     Raises:
         UserError: The split has a class that the training split lacks. If ``partial`` is False,

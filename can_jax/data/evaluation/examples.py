@@ -14,7 +14,7 @@ from can_jax.utils.tensorflow import tensorflow
 
 
 class EvaluationBatch(NamedTuple):
-    """The rows of an evaluation batch on one process, padded to a fixed number.
+    """One process's rows of an evaluation batch, padded to a fixed number of rows.
 
     Attributes:
         images: The center crops, uint8 (rows, height, width, channels); zeros for padding.
@@ -37,10 +37,10 @@ class EvaluationSet:
         config: The resolved configuration, of which `config.data` is used.
         source: The data source from which to read the images.
         count: The maximum number of examples to select.
-        labeled: Whether labels are required. Unlabeled examples are not selected if
-            ``source.labels`` is available; otherwise, `batches` marks them as invalid.
-        only: The indices of the examples to use, in this order; None to select up to ``count``
-            examples.
+        labeled: Whether labels are required. If so, examples without a label in ``source.labels``
+            are not selected, and `batches` marks unlabeled examples as invalid.
+        only: The indices of the examples to use, in their order of use; None to select up to
+            ``count`` examples.
     """
 
     def __init__(

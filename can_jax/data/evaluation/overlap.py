@@ -24,8 +24,8 @@ def copies(
     digests, all examples are compared. Without content digests, a sample of the test files is
     compared with up to `CANDIDATES` training files of the same size in bytes.
 
-    If one of the splits is an in-memory array, a sample of the images is compared by pixels
-    instead. If both splits read the same files, examples with equal indices are duplicates as well.
+    If one of the splits is an in-memory array, a sample of the images is compared by pixels, not by
+    files. If both splits read the same files, examples with equal indices are duplicates as well.
     Each part of a mixture is compared separately.
 
     Returns:
@@ -82,8 +82,8 @@ def _copied(
 def _copied_files(
     train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
-    """Compare two sources of encoded images by the bytes of their files, and return the same pair
-    as `_copied`."""
+    """Compare two sources of encoded images by the bytes of their files, and return two index
+    arrays as `_copied` does."""
     none = np.zeros(0, np.int64)
     if train.content_digests is not None and test.content_digests is not None:
         chosen = test.content_digests[test_examples]

@@ -102,7 +102,7 @@ def open_pair(
 
     Raises:
         UserError: A split does not exist, has no labels, or has classes that the training split
-            lacks, or examples must be held out but cannot be.
+            lacks. UserError is also raised if the required hold-out of examples is impossible.
     """
     notes: list[str] = []
     source = train or open_source(data, data.split)
@@ -204,8 +204,8 @@ def open_test(
 
     Args:
         data: The config block that names the data set.
-        splits: The names of the test splits to try, in order of preference. A split that is listed
-            alone must exist, and is returned even if it has no labels.
+        splits: The names of the test splits to try, in order of preference. If only one split is
+            listed, this split must exist, and is returned even if it has no labels.
         notes: The list of notes for the user, to which the reasons for skipping splits are
             appended.
         names: The class names of the training split; empty if unknown. A test split without any

@@ -118,8 +118,8 @@ def labels_from(
         names: The paths of the files, relative to the data folder.
 
     Returns:
-        The label of each file, -1 if the list does not contain the file; the class names, empty if
-        all labels are integers; and the number of entries that match no file.
+        The label of each file, the class names, and the number of entries that match no file. A
+        file that is not listed has label -1. If all labels are integers, there are no class names.
     """
     bare = not any(os.sep in name for name in listed)
     texts: list[str | None] = []

@@ -17,8 +17,8 @@ class ScanResult(NamedTuple):
         offset: The byte offset of each example in the file.
         length: The length of each example in bytes.
         label: The label of each example; -1 if the label is unknown or stored in a TFRecord.
-        problem: A phrase that states why the shard cannot be read completely, such as damage or
-            compression; None for an intact shard.
+        problem: A phrase for the damage or the compression that prevents reading the whole shard;
+            None if the whole shard is readable.
         unused: The number of unused tar members of each kind.
     """
 

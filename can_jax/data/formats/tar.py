@@ -1,4 +1,4 @@
-"""A reader of the members of a tar, which also reads past damaged headers."""
+"""A reader of tar members that continues after damaged headers."""
 
 import re
 import sys
@@ -98,8 +98,8 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
-    """Return the tar member that a header block describes; None if the block is not the header of a
-    regular file in the notation of `FIELDS` and `DEVICES`.
+    """Return the regular file that a header block describes, as a tar member; None if `FIELDS`,
+    `DEVICES` or the checksum does not match.
 
     `tarfile` parses any header, but takes several times as long, which limits the rate of a stream.
     Only name, size and checksum are set; the other fields have their default values.

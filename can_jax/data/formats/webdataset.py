@@ -261,7 +261,7 @@ def list_unused(unused: Unused) -> str:
 
 
 def base_kind(kind: str) -> str:
-    """Return a kind of unused members without the label that it may quote after `SUCH_AS`."""
+    """Return the name of a kind of unused members without the label that may follow `SUCH_AS`."""
     return kind.split(SUCH_AS)[0]
 
 

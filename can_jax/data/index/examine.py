@@ -1,8 +1,7 @@
 """The examination of a data set: workers read, decode and hash each of its examples.
 
-The work is divided into units: one shard, or `UNIT` image files of a folder. The result of each
-unit is stored in a file of its own until the index is written, so an interrupted command can
-resume.
+The work is divided into units: one shard, or `UNIT` image files of a folder. To let an interrupted
+command resume, the result of each unit is stored in a separate file until the index is written.
 """
 
 import collections
@@ -106,7 +105,7 @@ class Part(NamedTuple):
 
 
 def examine(plan: Plan, names: list[str]) -> Part:
-    """Check every example in some files as ``plan.verify`` requires, and return a `Part`.
+    """Check every example in the files ``names`` as ``plan.verify`` requires, and return a `Part`.
 
     Raises:
         UserError: This machine does not have the folder ``plan.root``, or reading a file fails with
@@ -150,8 +149,8 @@ def _examine_one(
     label: int,
     parse: ParseRecord | None,
 ) -> tuple[int, int, str]:
-    """Return the label of one example, its digest, and the reason why it cannot be decoded; the
-    reason is "" if it can."""
+    """Return the label and digest of an example, and the reason why the example cannot be decoded,
+    or "" if it can."""
     try:
         content = read_example(files.get(path, str), offset, length, parse)
     except UserError:

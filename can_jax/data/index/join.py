@@ -1,4 +1,4 @@
-"""The assembly of an index from the results of all units, which needs little memory.
+"""The assembly of an index, with little memory, from the results of all units.
 
 At 10^8 rows the columns take 3.2 GB on disk. Memory holds one byte for each row, the indices of the
 duplicates, and a few million rows at a time.
@@ -28,8 +28,8 @@ Rows = Int[np.ndarray, " copies"]
 
 
 class Joined(NamedTuple):
-    """The joined columns of all decodable examples, and the numbers of left-out examples and tar
-    members.
+    """The joined columns of all decodable examples, and counts of undecodable examples and unused
+    tar members.
 
     Attributes:
         columns: The memory-mapped array of each column, by name.
@@ -132,8 +132,8 @@ def write_columns(
         columns: The array of each column, by name, with all rows.
         out: The folder of the index, to which one .npy file per column is written.
         dropped: The indices of the rows to leave out.
-        file_labels: The label of each file, which replaces the labels of its rows; None to keep the
-            labels in ``columns``.
+        file_labels: The label of each file, which replaces the labels of the file's rows; None to
+            keep the labels in ``columns``.
     """
     keep = np.ones(len(columns["file"]), bool)
     keep[dropped] = False

@@ -1,9 +1,9 @@
 """The tf.data part of the input pipeline, which reads, decodes and crops images in chunks.
 
 Each chunk of up to 64 images is decoded and cropped by one thread of tf.data. Decoding and cropping
-run Python only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow
-decodes the images that TensorFlow cannot decode. In training, an image that neither library can
-decode is replaced by another image.
+run Python only for EXIF orientations and for images that TensorFlow cannot decode. Pillow decodes
+the images that TensorFlow cannot decode. In training, an image that neither library can decode is
+replaced by another image.
 """
 
 import functools
@@ -251,10 +251,9 @@ def decoded(
         images: The encoded images, as a string tensor or as a `Block` of tensors.
         positions, labels: The stream position and label of each example.
         mend: A Python function that is called only if TensorFlow cannot decode an image. ``mend``
-            takes the views of the images that were decoded, their indices in the chunk, the
-            positions and labels of the whole chunk, and the tensors of ``extra`` as further
-            arguments. ``mend`` returns the views, the labels and the numbers of skipped examples of
-            the whole chunk.
+            takes the views of the decoded images, the indices of these images in the chunk,
+            ``positions``, ``labels`` and each tensor in ``extra``. ``mend`` returns the views,
+            label and number of skipped examples of every image in the chunk.
         extra: Further tensors to pass to ``mend``.
     """
     tf = tensorflow()
@@ -340,7 +339,7 @@ class Repair:
         Int32[np.ndarray, " rows"],
         Int32[np.ndarray, " rows"],
     ]:
-        """Return the views and the labels of all rows, and the number of candidates that failed in
+        """Return the views and the labels of all rows, and the number of candidates that failed for
         each row.
 
         Args:

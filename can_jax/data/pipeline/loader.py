@@ -28,7 +28,7 @@ def open_loader(
         first_step, total_steps: The first step to load, and the total number of steps of the run.
         states: The `Loader.state` stored in the checkpoint; None for a new run.
         order_version: The version of the run's example order; see `can_jax.data.pipeline.order`.
-            A stream of shards ignores this version.
+            A stream of shards ignores ``order_version``.
 
     Raises:
         UserError: ``order_version`` is not supported by this release.

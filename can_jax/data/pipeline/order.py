@@ -35,7 +35,8 @@ class Order:
         version: The version of the ordering algorithm, by default `VERSION`, the newest.
 
     Raises:
-        UserError: ``version`` is not supported by this release, for example because it is newer.
+        UserError: This release does not support ``version``, for example because a newer release
+            introduced it.
     """
 
     seed: int
@@ -54,7 +55,7 @@ class Order:
     def examples_at(
         self, positions: Int64[np.ndarray, " n"], attempt: int = 0
     ) -> Int64[np.ndarray, " n"]:
-        """Return the indices of the examples at positions of the stream.
+        """Return the indices of the examples at the given positions in the stream.
 
         Args:
             positions: The positions in the stream, at least 0.

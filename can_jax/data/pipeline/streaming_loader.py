@@ -4,16 +4,18 @@ The loader supports compressed shards, and remote stores with slow random access
 loader of indexed data, the streaming loader guarantees less about the order of examples.
 
 - Each epoch divides whole shards among the processes in a new random order. A process reads each of
-  its shards once, so a process with smaller shards begins its next epoch earlier.
+  its shards once per epoch. A process with smaller shards begins the next epoch earlier than the
+  others.
 
 - Examples are shuffled within windows of `data.window` examples. The examples of a window come
-  alternately from `data.shards_at_once` shards, so classes mix even if each shard holds one class.
+  alternately from `data.shards_at_once` shards, which mixes the classes even if each shard holds
+  one class.
 
 - A resumed run reads the same stream as an uninterrupted run if the number of processes that divide
   the shards is unchanged. Processes that load the same rows of a batch count as one. If the number
   of processes has changed, all processes start at the next epoch and log a warning.
 
-- An image that cannot be decoded is replaced by another image of its chunk or its window.
+- An image that cannot be decoded is replaced by another image of the same chunk or shuffle window.
 """
 
 import itertools
@@ -265,9 +267,9 @@ def resumed(
 ) -> tuple[int, ...]:
     """Return the stream position at which a process resumes.
 
-    If the number of slices has changed, all processes start at the epoch after that of the most
-    advanced process. The stream starts at epoch 0 if the checkpoint was written by a run that read
-    its data by random access.
+    If the checkpoint was written with another number of process slices, all processes start at the
+    epoch after that of the most advanced process. The stream starts at epoch 0 if the checkpoint
+    was written by a run that read its data by random access.
 
     Args:
         states: The states of all processes in the checkpoint; None for a new run.
