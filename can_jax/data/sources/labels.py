@@ -82,7 +82,7 @@ class Classes:
         Classes are matched by name. If only one source has class names and every name is a number,
         these numbers are compared with the labels of the other source. If neither source has class
         names, the labels of both sources are compared. If only one source has class names, and a
-        name is not a number, the labels are compared as well.
+        name is not a number, the names are ignored and the labels are compared.
 
         Args:
             labels: The distinct labels that occur in the other source, ascending.

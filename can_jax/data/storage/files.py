@@ -168,8 +168,8 @@ _TREES: dict[str, tuple[float, dict[str, dict[str, int]]]] = {}
 
 
 def _tree(root: str) -> dict[str, dict[str, int]]:
-    """Return the sizes in bytes of the visible files below a remote folder: a dict from the URL of
-    each folder to a dict from file name to size.
+    """Return the sizes in bytes of the visible files below a remote folder, as nested dicts by
+    folder URL and file name.
 
     Opening a data set lists its folders many times. Listing millions of objects can take minutes,
     so the listing of a folder is cached for `LISTING_SECONDS`.

@@ -41,8 +41,8 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
     Args:
         path: A shard, a pattern, a folder, or several of these joined by `::`. A pattern can
             contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. If the last
-            part of a pattern is `*`, and any matching file is named like a shard, only the files
-            named like shards are selected. The placeholder `{split}` stands for any spelling of the
+            part of a pattern is `*`, and a matching file is named like a shard, only files named
+            like shards are selected. The placeholder `{split}` stands for any spelling of the
             split. Square brackets are literal if a file or folder with these brackets in its name
             exists. A folder stands for the shards in its subfolder named after the split. A folder
             without a subfolder of the split stands for the shards in it whose names contain the
@@ -52,8 +52,8 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
         compressed: Whether to include the compressed tars of a folder.
 
     Raises:
-        UserError: There is no shard of the split, or the spelling of the split in the data is
-            ambiguous. ``compressed`` is False, and all shards in a folder are compressed tars.
+        UserError: No shard of the split exists, the spelling of the split is ambiguous, or all
+            shards are compressed tars but ``compressed`` is False.
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
@@ -111,12 +111,12 @@ def _shards_at(path: str, kind: str, compressed: bool) -> list[str]:
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder: the shards in the subfolder named after the split
-    or, without such a subfolder, the shards that `choose_files` selects.
+    """Return the shards of a split in a folder: those in the subfolder named after the split or,
+    without one, those that `choose_files` selects.
 
     Raises:
-        UserError: There is no shard of the split, or the spelling of the split is ambiguous.
-            ``compressed`` is False, and all shards are compressed tars.
+        UserError: No shard of the split exists, the spelling of the split is ambiguous, or all
+            shards are compressed tars but ``compressed`` is False.
     """
     inner: str | None = split
     if not is_folder(os.path.join(path, split)):
@@ -183,8 +183,8 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
 def _matching_shards(pattern: str, kind: str) -> list[str]:
     """Return the files that match a path or pattern.
 
-    If the last part of the pattern is `*`, files that do not have the name of a shard are left out,
-    unless no file has the name of a shard.
+    If the last part of the pattern is `*`, and a matching file is named like a shard, only files
+    named like shards are returned.
     """
     files = matches(pattern)
     if os.path.basename(pattern) != "*":

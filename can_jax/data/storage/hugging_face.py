@@ -32,8 +32,8 @@ def headers() -> tuple[tuple[str, str], ...]:
 
 
 def resolve(url: str) -> tuple[str, str]:
-    """Split the `hf://` URL of a file into the HTTP URL below which the Hub serves the data set,
-    and the path of the file in the data set.
+    """Split the `hf://` URL of a file into the HTTP URL of the data set's files and the path of the
+    file below this URL.
 
     Raises:
         UserError: The URL is not of the form `hf://datasets/USER/NAME/PATH`.
@@ -125,7 +125,8 @@ def _get(page: str, url: str) -> Any:
 
 @functools.cache
 def _client(hub: str) -> Any:
-    """Return an HTTP client for a Hub, with the proxy that the environment variables set."""
+    """Return an HTTP client for a Hub, which uses the proxy in the environment variables if one is
+    set."""
     try:
         import urllib3
     except ModuleNotFoundError as error:

@@ -102,8 +102,8 @@ def unreadable(where: str, error: Exception) -> UserError:
 
 
 def stop_if_storage_fails(where: str, error: Exception) -> None:
-    """Raise `UserError` if an error is in `TRANSIENT`, which means that it persisted through all
-    retries.
+    """Raise `UserError` if the `errno` of an error is in `TRANSIENT`. Such an error has persisted
+    through all retries.
 
     Args:
         where: The path of the file for the message, optionally with the location of the example in
@@ -111,8 +111,8 @@ def stop_if_storage_fails(where: str, error: Exception) -> None:
         error: The error of the last attempt.
 
     Raises:
-        UserError: The error is in `TRANSIENT`, such as an I/O error. Nothing is raised for other
-            errors, such as a missing file.
+        UserError: The `errno` of the error is in `TRANSIENT`, as for an I/O error. For other
+            errors, such as a missing file, nothing is raised.
     """
     if is_transient(error):
         raise unreadable(where, error) from error

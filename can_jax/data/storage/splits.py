@@ -27,13 +27,13 @@ WRITE_SPLIT = (
 
 
 class AmbiguousSplitError(UserError):
-    """An error raised if several spellings or folders, such as `val` and `dev`, match a split, and
-    none is exactly the requested name."""
+    """An error raised if several folders or spellings, such as `val` and `dev`, match the requested
+    split, and none is spelled exactly as requested."""
 
 
 def standard(split: str) -> str:
-    """Return the standard name of a split, such as `val` for `Validation`; any other name in lower
-    case."""
+    """Return the standard name of a split, such as `val` for `Validation`; any other name is
+    returned in lower case."""
     return STANDARD.get(split.lower(), split.lower())
 
 
@@ -77,11 +77,11 @@ def split_folders(
     `train station` is not included, because it is a class.
 
     Args:
-        names: The names of all folders in one folder.
-        beside: Whether there are other folders with images, whose names contain no split. If
-            ``beside`` is True, folders whose names differ only in the split are classes, such as
-            `crash test` and `crash train`. If ``beside`` is True, a folder `train` counts as a
-            class (the vehicle), not as a split, if it is the only split folder and is in ``flat``.
+        names: The names of subfolders of one folder; names without a split are ignored.
+        beside: Whether subfolders without a split in their names also contain images. If ``beside``
+            is True, folders whose names differ only in the split are classes, such as `crash test`
+            and `crash train`. If ``beside`` is True, a folder `train` in ``flat`` that is the only
+            split folder counts as a class, namely the vehicle.
         flat: The names of the folders with images directly in them.
     """
     names = sorted(names)
@@ -145,8 +145,7 @@ def choose_files(
         listed: Whether ``path`` is a file, a pattern or a list of these, rather than a folder. If
             ``listed`` is True, `train` consists of all files without another split in their names
             or, if there are none, of all files. If ``listed`` is False, `train` consists of the
-            files with `train` in their names or, if there are none, of those with no split in their
-            names.
+            files with `train` in their names or, without such files, of those without any split.
         patterns: Whether ``path`` may be a pattern with the placeholder ``{split}``.
 
     Raises:
@@ -241,7 +240,7 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
 
 
 def _holds_only(path: str, requested: str, stated: Iterable[str | None], *, listed: bool) -> bool:
-    """Return whether all files belong to a split because their folder is named after it.
+    """Return whether the name of a folder assigns all files in it to the requested split.
 
     Args:
         path: The folder or, if ``listed`` is True, a file or pattern in the folder.

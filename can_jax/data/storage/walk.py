@@ -78,7 +78,7 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
-    """Return a dict from real path to content with all reachable folders, and a list of the folders
+    """Return a dict of all reachable folders, from real path to content, and a list of the folders
     that cannot be read.
 
     Args:
