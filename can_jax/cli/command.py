@@ -62,9 +62,9 @@ class Command:
 
         code = main(["--workdir=runs/l"])
 
-    The exit code is 0 on success, and 1 for a `UserError` or if a package that training needs is
-    not installed. It is 75 if a signal such as SIGTERM stopped the command, 130 if Ctrl-C stopped
-    the command, and 70 for any other error.
+    The exit code is 0 on success, and 1 for a `UserError` or a missing package that training needs.
+    The exit code is 75 if a signal such as SIGTERM stopped the command, 130 if Ctrl-C stopped the
+    command, and 70 for any other error.
 
     Args:
         usage: The text that ``--help`` prints above the flags.
@@ -72,7 +72,7 @@ class Command:
             last name ends in `...`, that argument takes all remaining values.
         web: Whether positional arguments may be URLs of web servers.
         complete: A function that takes the command-line arguments, and returns them with missing
-            options added; by default, it adds none.
+            options added; by default, no options are added.
         more_help: A function that returns the text that ``--help`` prints after the flags.
 
     Attributes:

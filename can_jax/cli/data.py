@@ -21,7 +21,7 @@ class DataFlag:
         )
 
     def select(self, config: ConfigDict, given: dict[str, Any]) -> None:
-        """Set the path of the data of an evaluation, and the source that reads it.
+        """Set the data path of an evaluation, and the data source that reads this path.
 
         Without ``--data`` on the command line, nothing changes.
 

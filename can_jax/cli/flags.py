@@ -51,8 +51,8 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
         also: Another accepted kind, if any.
 
     Attributes:
-        config: The recipe that was loaded last; None if none was loaded. Error messages about
-            options such as ``--config.key=value`` suggest keys of this recipe.
+        config: The recipe that was loaded last; None before the first is loaded. Error messages
+            about options such as ``--config.key=value`` suggest keys of this recipe.
     """
 
     def __init__(self, kind: str, also: str | None = None):

@@ -4,9 +4,10 @@
 `input` measures the images per second of the input pipeline, stage by stage: reading alone,
 decoding alone, cropping alone, the whole pipeline on the host, and the pipeline with the transfer
 to the device. The baseline is a pipeline that makes two views with Pillow, as is common with
-PyTorch; it runs one process for each thread of the measured pipeline. Each round measures every
-stage once. The limit of Python is the rate of reading at which Python code occupies one core. Since
-only one thread at a time runs Python code, more cores do not raise this limit.
+PyTorch; the baseline runs one process for each thread of the measured pipeline. Each round measures
+every stage once. The printed limit of Python is the reading throughput at which Python code fully
+occupies one core. Since only one thread at a time runs Python code, more cores do not raise this
+limit.
 
 `step` measures the images per second of the compiled train step on a batch in device memory. The
 model FLOPs utilization (MFU) is relative to the FLOP/s of a matrix product, which is measured in

@@ -32,7 +32,8 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main(curves: str) -> None:
-    """Compare runs with reference ranges, or with ``--write``, derive the ranges from the runs."""
+    """Compare runs with reference ranges; with ``--write``, derive the ranges from the runs
+    instead."""
     if not _RUN.value:
         raise UserError("--run=DIR is missing: give a run directory")
     if _WRITE.value:

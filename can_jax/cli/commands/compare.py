@@ -3,7 +3,7 @@
 Prints a table of evaluations and writes it as an HTML page. Each row is a set of weights, and each
 column is a metric on one data set. A star marks the best value of a column, if the metric has a
 preferred direction. Results on different test examples of one data set are in separate columns.
-Evaluations of the same weights share a row, unless their values in a column differ.
+Evaluations of the same weights share a row if they have equal values in all common columns.
 """
 
 from etils import epath

@@ -3,9 +3,9 @@
 Writes the features of all images of a data set to a Parquet, npz or CSV file, with the name and the
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
-arrays. With `--config=knn`, options `--config.data.…` set keys of `config.data`, as for
-`can_jax.evaluate`. All images of the split are read, so keys that select examples or a test split
-are rejected. Re-running an interrupted command resumes it.
+arrays. Options `--config.data.…` set keys of `config.data`, as for `can_jax.evaluate`; they require
+`--config=knn`. All images of the split are read, so keys that select examples or a test split are
+rejected. Re-running an interrupted command resumes it.
 """
 
 from pathlib import Path

@@ -1,11 +1,10 @@
 """`python -m can_jax.data.imagenet FROM TO`
 
-Writes shards of ImageNet-1k, or of a data set with the same layout, and their index to the folder
-TO. The folder FROM contains the official tars, class folders, Kaggle's unpacked archive, or
-TFRecords. The official tars are `ILSVRC2012_img_train.tar` and, for the split val,
-`ILSVRC2012_img_val.tar` and `ILSVRC2012_devkit_t12.tar.gz`; they need not be unpacked. Class
-folders have the paths `train/CLASS/…` and `val/CLASS/…`. TFRecords are indexed in place, so TO is
-not needed for them.
+Writes shards and an index of ImageNet-1k, or of a data set with the same layout, to the folder TO.
+The folder FROM contains the official tars, class folders, Kaggle's unpacked archive, or TFRecords.
+The official tars are `ILSVRC2012_img_train.tar` and, for the split val, `ILSVRC2012_img_val.tar`
+and `ILSVRC2012_devkit_t12.tar.gz`; they need not be unpacked. Class folders have the paths
+`train/CLASS/…` and `val/CLASS/…`. TFRecords are indexed in place, so TO is not needed for them.
 
 Classes are numbered in the order of their names. The images are shuffled once, and written to
 shards of about 140 MB. Re-running an interrupted command resumes it.

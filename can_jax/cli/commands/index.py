@@ -138,7 +138,7 @@ def guess_source(path: str) -> str:
     """Infer the kind of data at a path, one of `SOURCES`.
 
     Raises:
-        UserError: The path holds no data, or data of a kind that has no index.
+        UserError: The path holds no data, or no index can be built for this kind of data.
     """
     kind = kind_of(path)
     if kind.source not in SOURCES:

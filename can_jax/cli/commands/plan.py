@@ -2,8 +2,8 @@
 
 Compiles the train step of a recipe for devices that are not attached. The command prints whether
 the train step fits into device memory, the collectives of the step, and the estimated times of the
-step and of the whole run. If the step does not fit, the command searches for settings that fit, and
-the exit code is 1.
+step and the run. If the step does not fit, the command searches for settings that fit, and the exit
+code is 1.
 
 Examples of TPU slices are `v5e:16x16`, `v4:4x4x4`, `v5p:4x4x4` and `v6e:16x16`. The TPU compiler is
 installed by `pip install 'jax[tpu]'`, and needs no TPU. GPUs are given as the number per host and
@@ -12,10 +12,10 @@ by `pip install 'jax[cuda13]'`, and needs no GPU. Without the GPU compiler, the 
 CPU devices, and the plan is less accurate.
 
 For TPUs, the time of a step is the sum of the compiler's estimates for its instructions.
-Instructions without such an estimate, and all kernels on GPUs, are estimated to take the time of
-their memory traffic or of their FLOPs, whichever is longer. The command also prints the estimated
-time of each part of the step. `--top=20` lists the 20 most expensive instructions with their source
-lines. `--dump_hlo=FILE` writes the text of the compiled program to FILE.
+For instructions without such an estimate, and for all kernels on GPUs, the longer of the times for
+memory traffic and for FLOPs is used. The command also prints the estimated time of each part of the
+step. `--top=20` lists the 20 most expensive instructions with their source lines. `--dump_hlo=FILE`
+writes the text of the compiled program to FILE.
 
 With an evaluation protocol that trains a classifier, the command plans the train step of the
 classifier: `--config=finetune_imagenet_l --encoder=vit_l --classes=1000`. The encoder is that of a
@@ -117,7 +117,8 @@ def main() -> None:
 
 
 def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) -> None:
-    """Plan a train step for the devices of ``--topology``; print the plan and results of a search.
+    """Plan a train step for the devices of ``--topology``; print the plan and the results of any
+    search.
 
     Args:
         config: The resolved configuration of the training.
@@ -218,7 +219,7 @@ def resolved(recipe: ConfigDict) -> ConfigDict:
 
 
 def advice(search: Search) -> str:
-    """Return a sentence with the best settings of a search, or, if no settings fit, with advice."""
+    """Return a sentence with the best settings of a search, or with advice if no settings fit."""
     if search.best:
         options = search.best.choice.options
         return f"The fastest settings that fit are {options} ({attempt_line(search.best)})"

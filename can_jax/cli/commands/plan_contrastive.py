@@ -30,7 +30,7 @@ IMAGES = (4096, 16384, 65536, 262144)
 
 
 def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
-    """Return the size in bytes of the temporary buffers of the loss and its gradient, per device.
+    """Return the bytes per device of the temporary buffers for the loss and its gradient.
 
     Args:
         mesh: The device mesh over which the images are split.

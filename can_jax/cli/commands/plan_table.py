@@ -1,7 +1,7 @@
 """`python -m can_jax.plan.table configs/vit_l.py …`
 
 Updates the table of plans in the docstring of a recipe, by running the planner for each row. A row
-begins with the slice, and with the settings that differ from the recipe (`-` if none differ):
+begins with the TPU slice, and with the settings that differ from the recipe (`-` if none differ):
 
     slice      settings          memory of a device  estimated  expected  images/s  days
     v5e:16x16  -                 3.6 of 15.8 GiB     0.081 s    0.091 s   44,800    0.26
@@ -45,7 +45,7 @@ def main(*recipes: str) -> None:
 
 
 def rows_of(text: str, path: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the table in a recipe's text, and the slice and settings of each row."""
+    """Return the table in a recipe's text, and the TPU slice and settings of each row."""
     table = re.search(r"^    slice .*\n(?:    \S.*\n)+", text, re.MULTILINE)
     if table is None:
         raise UserError(f"{path} has no table of plans: no header line begins with 'slice'")

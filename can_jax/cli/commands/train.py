@@ -3,8 +3,8 @@
 Pretrains an encoder on images, and writes checkpoints and metrics to a run directory. Re-running
 the command resumes from the latest checkpoint. With `--data`, the command chooses a recipe, batch
 size, memory settings and precision that suit the devices and the images. It prints each choice with
-its reason. `--for` sets the length of the run: a time, or a number such as `100epochs`,
-`5000steps` or `1e7images`. `--config.key=value` sets any key of the recipe.
+its reason. `--for` sets the length of the run: a time such as `2h`, or a number such as
+`100epochs`, `5000steps` or `1e7images`. `--config.key=value` sets any key of the recipe.
 
 To train on several hosts, run the same command on each of them. On Cloud TPU, GKE, SLURM and Open
 MPI, the processes find each other without further options.
@@ -36,7 +36,7 @@ def with_recipe(argv: list[str]) -> list[str]:
     """Add a provisional ``--config`` to a command line that has ``--data`` but no recipe.
 
     The options ``--config.KEY`` can be parsed only if a recipe is given. The function `chosen`
-    later replaces the provisional recipe by the one for the devices.
+    later replaces the provisional recipe by the recipe that suits the devices.
     """
     if named(argv, "data") and not named(argv, "config"):
         return ["--config=vit_s", *argv]
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> None:
-    """Connect to the job, choose the remaining settings, and train or print the configuration.
+    """Connect the processes of the job, choose settings, and train or print the configuration.
 
     Args:
         config: The configuration of the recipe, with the values from the command line.
