@@ -63,8 +63,9 @@ def change(image: Image, index: Int[Array, ""], strength: Scalar, factor: Scalar
     Args:
         image: An image with values in [0, 1].
         index: The index of the operation in `CHANGES`.
-        strength: The magnitude in [0, 1] for posterize, solarize and solarize_add.
-        factor: The factor for color, contrast, brightness and sharpness; 1 changes nothing.
+        strength: The magnitude of the operations posterize, solarize and solarize_add, in [0, 1].
+        factor: The factor of the operations color, contrast, brightness and sharpness; 1 changes
+            nothing.
     """
     bits = 4 - jnp.floor(4 * strength)  # the high bits that posterize keeps
     levels = 2.0 ** (8 - bits)

@@ -50,7 +50,7 @@ class Checkpointer:
             off.
         read_only: Whether to leave the directory unchanged, because another run may write to it.
         check: A function called before a save is finalized and before files of a failed save are
-            removed. An error raised by this function prevents the write or the removal.
+            removed. An error raised by this function prevents the finalization or the removal.
 
     Raises:
         UserError: The directory cannot be listed or created.
