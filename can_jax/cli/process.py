@@ -41,10 +41,10 @@ def _ask_for_huge_pages() -> None:
 
     If the environment variable ``GLIBC_TUNABLES`` is set, even to an empty string, nothing is done.
 
-    In each train step, XLA's CPU backend allocates its temporary buffers from the kernel, and frees
-    them afterwards. With pages of 4 KiB, clearing and mapping these buffers takes a fifth of the
-    step time. The C library requests pages of 2 MiB only if ``GLIBC_TUNABLES`` is set before the
-    program starts.
+    In each train step, XLA's CPU backend requests memory for its temporary buffers from the
+    operating system, and frees it afterwards. With pages of 4 KiB, clearing and mapping these
+    buffers takes a fifth of the step time. The C library requests pages of 2 MiB only if
+    ``GLIBC_TUNABLES`` is set before the program starts.
     """
     if TUNABLES in os.environ or not on_demand():
         return
@@ -57,8 +57,8 @@ def _ask_for_huge_pages() -> None:
 def on_demand() -> bool:
     """Return True if huge pages can be requested.
 
-    The kernel must provide huge pages on request (``madvise``), and the C library must be glibc
-    2.35 or newer.
+    The Linux kernel must provide huge pages on request (``madvise``), and the C library must be
+    glibc 2.35 or newer.
     """
     try:
         library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()

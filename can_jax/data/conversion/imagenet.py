@@ -235,7 +235,7 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
         otherwise: The error message if the folder contains no image; None if that is not an error.
 
     Raises:
-        UserError: There is no image and ``otherwise`` is given, or an image is in no class folder.
+        UserError: An image is in no class folder, or there is no image and ``otherwise`` is given.
     """
     names, _ = find_images(str(folder)) if folder.is_dir() else ([], [])
     if not names and otherwise:

@@ -101,7 +101,7 @@ def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
     """Return the regular file that a header block describes, as a tar member; None if `FIELDS`,
     `DEVICES` or the checksum does not match.
 
-    `tarfile` parses any header, but takes several times as long, which limits the rate of a stream.
+    `tarfile` parses any header, but is several times slower and would limit the rate of a stream.
     Only name, size and checksum are set; the other fields have their default values.
 
     Args:

@@ -156,7 +156,7 @@ def in_parallel(
 
     Args:
         elements: The `tf.data.Dataset` to process; its elements are single examples unless
-            ``grouped``.
+            ``grouped`` is True.
         chunk: A function that maps a group of elements to a `tf.data.Dataset` with one element, the
             processed group. Each group is processed by ``chunk`` in a single thread.
         rows: The number of examples in a batch.
