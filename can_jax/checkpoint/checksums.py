@@ -38,8 +38,8 @@ def find_damage(folder: epath.Path) -> str | None:
         is reported as damaged, since an interrupted save writes no checksums.
 
     Raises:
-        UserError: A file cannot be read, for example because of its permissions, so the checkpoint
-            cannot be verified.
+        UserError: The checkpoint cannot be verified because a file cannot be read, for example for
+            lack of permission.
     """
     try:
         return _find_damage(folder)
@@ -78,7 +78,7 @@ def _find_damage(folder: epath.Path) -> str | None:
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """Return the relative paths of a checkpoint's files, except those written after the
+    """Return the relative paths of a checkpoint's files, except files that are written after the
     checksums."""
     names = []
     for path in folder.iterdir():

@@ -195,8 +195,8 @@ class Command:
         return [checked_path(argument, self._web) for argument in rest]
 
     def _fresh(self) -> flags.FlagValues:
-        """Reset all flags to their defaults, and return the flags. Values of an earlier call are
-        discarded."""
+        """Reset all flags to their defaults, and return the flags. Values from an earlier call of
+        the command are discarded."""
         values = self.flags.values
         memo = {id(values): values}  # The flag of a recipe refers to `values`.
         if self._defined is None:

@@ -3,8 +3,8 @@
 Evaluates an encoder by an evaluation protocol on a labeled data set; the protocol `health` also
 accepts data without labels. FROM is the encoder: a run directory, an export, or a folder or file of
 weights of MAE, timm, Hugging Face or big_vision. The command writes `results.json` and
-`report.html` to OUT. The default data set is that of the pretraining run; `--data=DIR` selects a
-folder of images, shards or arrays, and `--config.data.…` any other data set.
+`report.html` to OUT. The default data set is that of the pretraining run. `--data=DIR` selects a
+folder of images, shards or arrays; `--config.data.…` selects any other data set.
 """
 
 import json

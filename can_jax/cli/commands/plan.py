@@ -212,8 +212,8 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
 
 
 def resolved(recipe: ConfigDict) -> ConfigDict:
-    """Return the resolved configuration of a recipe; the planner reads no data, so the recipe may
-    lack the path of the data."""
+    """Return the resolved configuration of a recipe, which may lack the path of the data because
+    the planner reads no data."""
     recipe.data.path = recipe.data.path or "-"
     return resolve(recipe)
 
