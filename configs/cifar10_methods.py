@@ -10,7 +10,7 @@ are those of `configs/cifar10.py`, but a run has three epochs. The heads are nar
 papers; docs/objectives.md lists the settings of the papers.
 
 Hardware: two CPU cores, about seven minutes per variant.
-Result: not measured; `configs/study/objectives.py` compares the methods.
+Result: not measured; `configs/study/cifar10.py` compares the methods.
 """
 
 from ml_collections import ConfigDict

@@ -15,9 +15,9 @@ Hardware: as `configs/cifar10.py`, for each variant.
 Result: according to a summary of the paper (Table 1 and section 3.4), `noise` is better than
 `none`, `loss` is worse than `noise`, and `full` is best. The study measured the paper's form of the
 denoising branch, with patches of 8 px and 1.5 epochs. The variants do not differ clearly there:
-44.8, 44.8, 45.3 and 45.0 % linear top-1 (`docs/study.md`). In that form the denoising loss stayed
-above that of predicting no noise, so the study cannot confirm the order. The default form, which
-learns to predict the noise, was not measured in this ablation.
+44.8, 44.8, 45.3 and 45.0 % linear top-1 (`docs/study_paper_noise.md`). In that form the denoising
+loss stayed above that of predicting no noise, so the study cannot confirm the order. The default
+form, which learns to predict the noise, was not measured in this ablation.
 """
 
 from ml_collections import ConfigDict
