@@ -182,8 +182,8 @@ class Flags:
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
-        In the whole process, `ml_collections` then uses can_jax's parsers for the types of recipe
-        keys.
+        This call makes `ml_collections` use can_jax's parsers for the types of recipe keys in the
+        whole process.
 
         Args:
             kind: The kind of configuration, such as ``recipe``; a key of

@@ -80,7 +80,7 @@ def write_imagenet(
 
     Raises:
         UserError: The data is missing, damaged or in an unknown layout, or ``target`` is None, not
-            writable, too full, or used for other shards.
+            writable, too full, or has shards from another conversion.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for its required content")

@@ -37,8 +37,8 @@ class EvaluationSet:
         config: The resolved configuration, of which `config.data` is used.
         source: The data source from which to read the images.
         count: The maximum number of examples to select.
-        labeled: Whether labels are required. If so, examples without a label in ``source.labels``
-            are not selected, and `batches` marks unlabeled examples as invalid.
+        labeled: Whether labels are required. If ``labeled`` is True, examples without a label in
+            ``source.labels`` are not selected, and `batches` marks unlabeled examples as invalid.
         only: The indices of the examples to use, in their order of use; None to select up to
             ``count`` examples.
     """

@@ -24,9 +24,9 @@ def copies(
     digests, all examples are compared. Without content digests, a sample of the test files is
     compared with up to `CANDIDATES` training files of the same size in bytes.
 
-    If one of the splits is an in-memory array, a sample of the images is compared by pixels, not by
-    files. If both splits read the same files, examples with equal indices are duplicates as well.
-    Each part of a mixture is compared separately.
+    If one of the splits is an in-memory array, a sample of the images is compared by pixels instead
+    of file content. If both splits read the same files, examples with equal indices are duplicates
+    as well. Each part of a mixture is compared separately.
 
     Returns:
         The number of duplicates, and the number of test examples that were compared.
