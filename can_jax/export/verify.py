@@ -72,7 +72,7 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
 
     Returns:
         A dict from the name of the library to the mean absolute pixel difference, on the scale of 0
-        to 255. The dict is empty if the format has no preprocessing, or its library is not
+        to 255. The dict is empty if the format has no preprocessing or the library is not
         installed.
 
     Raises:
@@ -117,11 +117,12 @@ def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
 
 
 def image_processor(folder: epath.Path) -> Any:
-    """Load an export's `transformers` image processor, and give it the center crop of evaluations.
+    """Load the `transformers` image processor of an export, and replace its center crop by that of
+    torchvision.
 
-    If the margin of a crop is odd, half of it is not an integer. MAE, timm and evaluations round it
-    to the nearest even integer, as torchvision does. By default, the library `transformers`
-    rounds down, which shifts some crops by one pixel.
+    If the margin of a crop is odd, half of the margin is not an integer. Evaluations, MAE and timm
+    round the half to the nearest even integer, as torchvision does. By default, the library
+    `transformers` rounds down, which shifts some crops by one pixel.
     """
     import transformers
     from torchvision.transforms.v2.functional import center_crop
@@ -158,7 +159,7 @@ LEVELS = 1.0  # The largest mean difference in levels of 0 to 255.
 def check(
     model: Model, format: str, contents: str, folder: epath.Path, file: str
 ) -> dict[str, Any]:
-    """Compare the outputs computed from an exported file with those of the run.
+    """Compare the outputs computed from an exported file with the outputs of the exported model.
 
     Args:
         model: The exported model.
@@ -168,13 +169,13 @@ def check(
         file: The name of the weight or program file in ``folder``.
 
     Returns:
-        A dict for the manifest: the number of images, the limit, and the relative error of each
-        verifier. If the preprocessing was compared, the dict also holds the differences. For
-        big_vision, the dict also holds the error with the tanh form of GELU.
+        A dict for the manifest: the number of images, the error limit, and the relative error of
+        each verifier. If the preprocessing was compared, the dict also holds the pixel differences.
+        For big_vision, the dict also holds the relative error if GELU is computed in its tanh form.
 
     Raises:
-        UserError: An error exceeds `LIMIT`, the file cannot be read, or the library preprocesses
-            images differently.
+        UserError: A relative error exceeds `LIMIT`, the file cannot be read, or the format's
+            library preprocesses images differently than an evaluation.
     """
     sample = readers.sample_of(model)
     expected, errors = readers.reference(model, sample, contents), {}

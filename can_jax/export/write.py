@@ -43,8 +43,8 @@ def export_run(
             `open_model`.
         format: The name of the format, a key of `FORMATS`.
         output: The directory to create; must not exist yet.
-        contents: The part to export: ``encoder``, ``full`` with the decoder, or ``classifier``. The
-            default is ``classifier`` for a fine-tuned run, else ``encoder``.
+        contents: The part to export: ``encoder``, ``full`` (encoder and decoder) or ``classifier``.
+            The default is ``classifier`` for a fine-tuned run, else ``encoder``.
         results: Results directories of evaluations of these weights, for the model card.
         given: Facts that weight files do not state, such as the number of heads.
         statement: The license and the training data as stated by the user, for the model card.
@@ -55,8 +55,9 @@ def export_run(
         The manifest.
 
     Raises:
-        UserError: The model cannot be read or exported in the format, ``results`` belong to another
-            model, the directory exists, or the verification or the upload failed.
+        UserError: The model cannot be read, the format does not support the model, or ``output``
+            exists. The error is also raised if ``results`` belong to another model, the
+            verification fails, or the upload fails.
     """
     if output.exists():
         raise UserError(f"--output={output} already exists: remove it, or set another directory")
@@ -97,7 +98,8 @@ LOCAL = ("path", "index", "labels", "disk_cache")  # keys of paths in a data blo
 
 
 def public_config(config: ConfigDict) -> dict[str, Any]:
-    """Return a configuration as JSON values, without the paths of data, caches and `init_from`."""
+    """Return a configuration as JSON values, without `init_from` and without the paths of data and
+    caches."""
     values: dict[str, Any] = json.loads(to_json(config))
     values["init_from"] = None
     values["data"] |= dict.fromkeys(LOCAL)

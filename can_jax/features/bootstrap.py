@@ -13,7 +13,7 @@ def interval(values: Shaped[np.ndarray, " examples"]) -> tuple[float, float]:
     """Return the lower and upper bound of a 95 % bootstrap confidence interval of a mean.
 
     The function resamples the values 10,000 times with replacement, and takes quantiles of the
-    means. A resample is drawn as the count of each distinct value, which is fast if there are few
+    means. For each resample, only the count of each distinct value is drawn. This is fast for few
     distinct values, such as 0 and 1.
 
     Args:

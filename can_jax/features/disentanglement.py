@@ -27,12 +27,12 @@ class Dci(NamedTuple):
     """The scores of DCI: disentanglement, completeness and informativeness.
 
     Attributes:
-        disentanglement: From 0, if each dimension is equally important for all factors, to 1, if it
-            is important for one factor only.
-        completeness: From 0, if each factor depends equally on all dimensions, to 1, if it depends
-            on one dimension only.
-        informativeness: The mean over factors of the fraction of variance explained on the test
-            examples.
+        disentanglement: From 0 (each dimension is equally important for all factors) to 1 (each
+            dimension is important for only one factor).
+        completeness: From 0 (each factor depends equally on all dimensions) to 1 (each factor
+            depends on only one dimension).
+        informativeness: The fraction of variance explained on the test examples, averaged over
+            factors.
         by_factor: The fraction of variance explained on the test examples, for each factor.
         importances: The importance of each dimension for each factor.
     """
@@ -45,7 +45,8 @@ class Dci(NamedTuple):
 
 
 def targets(values: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "examples columns"]:
-    """Return the regression targets of a factor: one-hot columns of its classes, or its values.
+    """Return the regression targets of a factor: one-hot classes if the factor has integer values,
+    otherwise the values.
 
     Args:
         values: The value of the factor for each example.
@@ -84,7 +85,8 @@ def lasso(
 def one_minus_entropy(
     importances: Float[np.ndarray, "rows columns"],
 ) -> Float[np.ndarray, " rows"]:
-    """Return 1 minus the entropy of each row, in units of the entropy of a uniform row.
+    """Return 1 minus the normalized entropy of each row: 0 for a uniform row, 1 for a row with one
+    nonzero entry.
 
     A row of zeros is treated as a uniform distribution.
     """
@@ -141,7 +143,7 @@ def dci(
 
 
 def mean_square_correlation(codes: Codes) -> float:
-    """Return the squared correlation of two dimensions, averaged over all pairs, from 0 to 1.
+    """Return the mean squared correlation over all pairs of dimensions, a value from 0 to 1.
 
     Constant dimensions count as uncorrelated.
     """
@@ -155,8 +157,8 @@ def mean_square_correlation(codes: Codes) -> float:
 
 
 def discretize(values: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin index of each value, for bins of equal width between the extremes of its
-    column.
+    """Return the bin index of each value; the bins divide the range of each column into equal
+    widths.
 
     Args:
         values: The values to discretize, with examples along the first axis.
@@ -168,7 +170,7 @@ def discretize(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    """Return the entropy in nats of counts or other nonnegative weights along the last axis."""
+    """Return the entropy, in nats, of nonnegative weights, such as counts, along the last axis."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
     return np.asarray(-(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1))
 

@@ -45,7 +45,7 @@ def _neighborhood(
     """Return the joint neighbor probabilities of t-SNE, given the squared distances.
 
     The probabilities come from Gaussian kernels. For each example, bisection finds the kernel width
-    at which the perplexity equals ``perplexity``.
+    that gives the requested perplexity.
     """
     count = squared.shape[0]
     other = 1 - jnp.eye(count)

@@ -15,7 +15,8 @@ from can_jax.utils.progress import phase
 
 
 class Features(NamedTuple):
-    """The features of all usable examples (decoded, and labeled if required), as NumPy arrays.
+    """The features of all usable examples, as NumPy arrays. An example is usable if its image can
+    be decoded; if labels are required, the example must also have a label.
 
     Attributes:
         features: The feature vector of each example.
@@ -56,10 +57,11 @@ class FeatureExtractor:
     def __call__(
         self, state: Any, examples: EvaluationSet, change: Change | None = None
     ) -> Features:
-        """Return the features of all usable examples (decoded, and labeled if required).
-        Collective: every process must call this.
+        """Return the features of all usable examples, which `Features` defines. Collective: every
+        process must call this.
 
-        Every process must pass the same ``examples``; each process loads its own slice.
+        Every process must pass the same ``examples``; each process loads its own slice of each
+        batch.
 
         Args:
             state: The first argument of the feature function, for example the parameters of an

@@ -27,7 +27,7 @@ def ridge_predictions(
     ridge: float,
 ) -> Int[np.ndarray, " queries"]:
     """Predict the class of each query by ridge regression, with the target 1 for the true class and
-    -1 for the others.
+    -1 for every other class.
 
     The regression minimizes the squared error plus ``ridge`` times the sum of the squared weights.
     Features and queries are standardized with the mean and standard deviation of ``features``, and

@@ -71,6 +71,6 @@ def tolerance(
 
 def dead_dimensions(features: Float[np.ndarray, "examples width"]) -> int:
     """Return the number of feature dimensions whose standard deviation is at most `DEAD` times the
-    median over all dimensions."""
+    median standard deviation."""
     deviations = features.astype(np.float64).std(axis=0)
     return int((deviations <= DEAD * np.median(deviations)).sum())

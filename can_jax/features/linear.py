@@ -82,7 +82,7 @@ def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) ->
 
 
 def _optimizer(rate: Any, decay: Any) -> optax.GradientTransformation:
-    """Return SGD with momentum and with weight decay of the kernel, but not of the bias."""
+    """Return an SGD optimizer with momentum, and with weight decay of the kernel only."""
     only_kernel = optax.add_decayed_weights(decay, mask={"kernel": True, "bias": False})
     return optax.chain(only_kernel, optax.sgd(rate, MOMENTUM))
 
@@ -142,7 +142,7 @@ def train_heads(
         features: The feature vectors of the training examples. The function standardizes the
             features to mean 0 and standard deviation 1.
         labels: The class index of each example, from 0 to ``classes`` - 1.
-        classes: The number of classes, and of outputs of each classifier.
+        classes: The number of classes, which is also the number of outputs of each classifier.
         settings: The learning rate and weight decay of each classifier.
         epochs: The number of passes over the training examples.
         batch_size: The number of examples in a batch, reduced to the number of examples if larger.
