@@ -1,4 +1,4 @@
-"""Peak FLOP/s, memory and bandwidth of devices by their data sheets, and measured FLOP/s.
+"""Peak FLOP/s, memory and bandwidth of devices according to data sheets, and measured FLOP/s.
 
 A device is a chip, except on TPU v2 and v3, where JAX treats each of a chip's two cores as a
 device.
@@ -21,8 +21,8 @@ class Chip:
 
     Attributes:
         name: A prefix of JAX's ``device_kind``, such as ``NVIDIA H100``.
-        peak_flops: The peak FLOP/s of dense matrix products with float32 accumulation, in bfloat16,
-            or in float16 on GPUs without bfloat16.
+        peak_flops: The peak FLOP/s of dense matrix products in bfloat16 with float32 accumulation;
+            in float16 for GPUs without bfloat16.
         memory: The bytes of device memory that a program may use: the compiler's limit on TPUs,
             nine tenths of the memory on GPUs; None if unknown.
         link: The bytes/s that a device sends to other devices over the fast interconnect. For a
@@ -71,7 +71,7 @@ CHIPS = (
 def chip_of(kind: str) -> Chip | None:
     """Return the entry of `CHIPS` for JAX's ``device_kind``, or None for an unknown device.
 
-    A name must end at the end of a word: an ``NVIDIA L40`` is no ``NVIDIA L4``.
+    The name of an entry matches only whole words: ``NVIDIA L4`` does not match ``NVIDIA L40``.
     """
     matching = [chip for chip in CHIPS if re.match(rf"{re.escape(chip.name)}(?!\w)", kind)]
     return max(matching, key=lambda chip: len(chip.name), default=None)

@@ -39,8 +39,8 @@ class PreemptionHandler:
         requested: The signal that requested this process to stop, or None.
         installed: Whether `install` was called in this process.
         fixed_code: The exit code set by `finish`, or None.
-        stopped_alone: Whether this process raised `Stopped`, which does not stop the other
-            processes of its job.
+        stopped_alone: Whether this process raised `Stopped`, while the other processes of its job
+            may continue.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,8 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The fraction of the pytree's bytes in arrays with a part that several devices hold."""
+        """The fraction of the pytree's bytes in arrays that are replicated, in full or in parts, on
+        several devices."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)

@@ -74,7 +74,7 @@ def spare_absent_tpu() -> None:
 def start(
     coordinator: str | None, processes: int | None, process: int | None, timeout: int
 ) -> None:
-    """Connect this process to the others of its job. Call this before any other function of JAX.
+    """Connect this process to the others of its job. Call this function before any function of JAX.
 
     On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the arguments that are None. If no launcher
     is detected and the first three arguments are None, this function does nothing. If the processes
