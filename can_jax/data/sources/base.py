@@ -96,8 +96,8 @@ class Source(abc.ABC):
         """Return JSON-serializable values by which a resumed run detects that the data has changed.
 
         By default, the fingerprint consists of the number of examples, a hash of a sample of the
-        images, and a hash of all labels. If ``labels`` is None, only the labels of the sample are
-        hashed.
+        images, and a hash of all labels. If ``labels`` is None, only the labels of a sample of
+        images are hashed.
         """
         count = min(SAMPLE, self.examples)
         images, labels = self.read(np.linspace(0, self.examples - 1, count).astype(np.int64))

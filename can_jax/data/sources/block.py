@@ -54,8 +54,8 @@ def merge(blocks: Sequence[Block], rows: Sequence[np.ndarray]) -> Block:
 
     Args:
         blocks: The blocks to merge, at least one.
-        rows: For each block, the indices that its images have in the result. These arrays together
-            contain every index exactly once.
+        rows: For each block, the indices that its images have in the result. The arrays in ``rows``
+            together contain every index exactly once.
     """
     order = np.argsort(np.concatenate(rows))
     ends = np.cumsum([len(block.data) for block in blocks])

@@ -37,7 +37,7 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     behind more links, and folders that cannot be read, are logged and left out.
 
     A link that is part of a cycle is followed only if no other path has reached the link's target.
-    Such a link does not count as a nested link. A link to a folder that contains
+    A link that is part of a cycle does not count as a nested link. A link to a folder that contains
     the link, directly or at any depth, is not followed.
 
     Raises:
