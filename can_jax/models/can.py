@@ -41,7 +41,7 @@ class Forward(NamedTuple):
 
     Attributes:
         latent: The encoder's output tokens, class token first.
-        pooled: The embedding of each view, pooled from its output tokens.
+        pooled: The embedding of each view, pooled from the view's output tokens.
         noise_level: The embedding of each view's noise level, on which the decoder is conditioned.
         prediction: The decoder's prediction for each patch: the pixels of a masked patch, or the
             noise of a visible patch.
@@ -108,7 +108,7 @@ class CAN(nnx.Module):
     Args:
         config: The resolved configuration.
         heads: A mapping from attribute names to the functions that build the heads.
-        rngs: The `nnx.Rngs` for the initialization, with a stream ``params``.
+        rngs: The `nnx.Rngs` for the initialization, which must hold the stream ``params``.
 
     Raises:
         ValueError: A head has the name of another attribute of the network.

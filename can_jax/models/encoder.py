@@ -121,9 +121,9 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
     order.
 
     The embeddings have the layout of MAE's code (arXiv 2111.06377). The first half of an embedding
-    encodes the column of the patch, and the second half its row. Each half holds all sines, then
-    all cosines, at the frequencies ``10000 ** (-i / (width / 4))``. The result has no embedding for
-    the class token.
+    encodes the column of the patch, and the second half encodes the row. Each half holds all sines,
+    then all cosines, at the frequencies ``10000 ** (-i / (width / 4))``. The result has no
+    embedding for the class token.
 
     Raises:
         ValueError: ``width`` is not divisible by 4.

@@ -77,9 +77,9 @@ class NoiseLevel(nnx.Module):
 
     Args:
         width: The width of the embedding, equal to the width of the encoder's tokens.
-        scale: The factor by which sigma is multiplied before the sinusoids. With a scale of 1.0 and
-            sigma at most 0.05, no angle exceeds 0.05 rad, so the embedding would be nearly
-            constant.
+        scale: The factor by which sigma is multiplied before the sinusoids are computed. A scale of
+            1.0 would make the embedding nearly constant: for sigma up to 0.05, no angle exceeds
+            0.05 rad.
         **options: The ``dtype``, ``param_dtype`` and ``rngs`` of each layer.
     """
 

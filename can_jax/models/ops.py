@@ -32,7 +32,7 @@ TPU_LOGITS_BYTES = 32 * 2**20
 def matrix_product(
     x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
 ) -> Float[Array, "rows outputs"]:
-    """Return ``x @ kernel``, with a faster gradient of the kernel on CPUs.
+    """Return ``x @ kernel``; on CPUs, the gradient with respect to the kernel is computed faster.
 
     The gradient with respect to the kernel is ``x.T @ gradient``, where ``gradient`` is the
     gradient with respect to the output. XLA's CPU backend computes a product with a transposed left
@@ -53,8 +53,8 @@ def _product_tangent(
 # Because of the rematerialization, ``x`` is saved for the backward pass, not ``barrier(x.T)``.
 @jax.checkpoint
 def _times_kernel_tangent(x: Array, dkernel: Array) -> Array:
-    """Return ``x @ dkernel``, written so that the backward pass first transposes the narrower of
-    ``x`` and the gradient."""
+    """Return ``x @ dkernel``, written so that the backward pass first transposes ``x`` or the
+    gradient of the output, whichever is narrower."""
     barrier = jax.lax.optimization_barrier
     if x.shape[1] <= dkernel.shape[1]:  # The transpose is barrier(x.T) @ gradient.
         return jax.lax.dot_general(barrier(x.T), dkernel, (((0,), (0,)), ((), ())))
@@ -68,8 +68,8 @@ def linear_product(x: Array, kernel: Array) -> Array:
     platform.
 
     On CPUs, all leading axes of ``x`` are merged into one, which makes the backward pass up to
-    twice as fast. On TPUs, the leading axes are not merged, since the merge would copy ``x``, for
-    example if its shape is (32, 99, width). On GPUs, `unfused` is applied to the product.
+    twice as fast. On TPUs, the leading axes are not merged, since merging the axes of a shape such
+    as (32, 99, width) would copy ``x``. On GPUs, `unfused` is applied to the product.
     """
     if platform() != "cpu":
         return unfused(jnp.matmul(x, kernel))
@@ -78,13 +78,14 @@ def linear_product(x: Array, kernel: Array) -> Array:
 
 @jax.custom_jvp
 def unfused(product: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return a matrix product unchanged, and keep XLA from fusing later additions into it on GPUs.
+    """Return a matrix product unchanged; on GPUs, an optimization barrier keeps XLA from fusing
+    later additions into the product.
 
-    Without the optimization barrier, cuBLAS adds the bias or the residual stream to the product.
-    Before an addition by cuBLAS, XLA copies the residual stream and the weights of the layer. With
-    the barrier, the addition is fused into the next operation, such as a LayerNorm. In a training
-    step of ViT-L with 64 images, the barrier saves 7 GB of memory traffic and 160 kernel launches.
-    The barrier is in the forward pass only, since XLA copies neither the residual stream nor the
+    Without the barrier, cuBLAS adds the bias or the residual stream to the product. Before an
+    addition by cuBLAS, XLA copies the residual stream and the weights of the layer. With the
+    barrier, the addition is fused into the next operation, such as a LayerNorm. In a training step
+    of ViT-L with 64 images, the barrier saves 7 GB of memory traffic and 160 kernel launches. The
+    barrier is in the forward pass only, since XLA copies neither the residual stream nor the
     weights in the backward pass.
     """
     return jax.lax.optimization_barrier(product) if platform() == "gpu" else product
@@ -220,7 +221,8 @@ def fits_cudnn(head_width: int) -> bool:
 
 
 def compiles_as_loop(scan: bool | str) -> bool:
-    """Return whether to compile the transformer blocks as a loop, for a value of ``model.scan``.
+    """Return whether to compile the transformer blocks as a loop, given the value of
+    ``model.scan``.
 
     The value ``auto`` selects a loop on CPUs only.
     """
@@ -230,9 +232,9 @@ def compiles_as_loop(scan: bool | str) -> bool:
 def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
     """Apply scaled dot-product attention to arrays (rows, heads, tokens, head width), for TPUs.
 
-    The logits are computed for a few heads at a time, and rematerialized in the backward pass, so
-    that they fit into the vector memory of a TPU core. Unlike `attention_logits`, this function
-    needs no custom gradient, since TPUs multiply float32 at bfloat16 precision by default.
+    The logits are computed for a few heads at a time, to fit into the vector memory of a TPU core.
+    The backward pass recomputes the logits. Unlike `attention_logits`, this function needs no
+    custom gradient, since TPUs multiply float32 at bfloat16 precision by default.
     """
     size = query.shape[1] // _parts(query, key)
     parts = [

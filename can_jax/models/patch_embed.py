@@ -49,8 +49,8 @@ def predicts_noise(config: ConfigDict) -> bool:
 def embedding_kind(config: ConfigDict) -> str:
     """Return the kind of the patch embedding: ``linear``, ``whitened`` or ``dct``.
 
-    ``auto`` selects ``whitened`` for a Vision Transformer that predicts noise, otherwise
-    ``linear``.
+    ``auto`` selects ``whitened`` for a Vision Transformer that predicts noise, and ``linear`` for
+    any other network.
     """
     if config.model.patch_embed != "auto":
         return config.model.patch_embed
@@ -202,8 +202,8 @@ def fold(parameters: Any, statistics: Any) -> tuple[Any, Any]:
 def unfold(
     kernel: Float[np.ndarray, "pixels width"], bias: Float[np.ndarray, " width"], fixed: InputMap
 ) -> tuple[Float[np.ndarray, "pixels width"], Float[np.ndarray, " width"]]:
-    """Return the kernel and bias that, combined with a fixed map, equal an ordinary patch
-    embedding.
+    """Return the kernel and bias that, combined with a fixed map, are equivalent to an ordinary
+    patch embedding.
 
     `unfold` is the inverse of `fold`.
 

@@ -155,8 +155,8 @@ class Attention(nnx.Module):
         """Yield query, key and value of shape (rows, heads, tokens, head width), the layout for
         TPUs.
 
-        In the `einsum`, the axes are r(ow), t(oken), w(idth), h(ead) and d(imension of a head). One
-        product for query, key and value would be faster, but XLA would then copy each of the three.
+        In the `einsum`, the axes are r(ow), t(oken), w(idth), h(ead) and d(imension of a head).
+        Three separate products avoid the copies that XLA would make of a joint product's parts.
         """
         kernel, bias = self._qkv_parameters()
         for i in range(3):
@@ -290,9 +290,9 @@ def merged(first: Any, second: Any) -> Any:
 class Blocks(nnx.Module):
     """A stack of transformer blocks, whose parameters are stacked along a leading layer axis.
 
-    ``scan=True`` compiles one block and loops over it, for short compile times. ``scan=False``
+    ``scan=True`` compiles one block and loops over it, which shortens compilation. ``scan=False``
     unrolls the loop, so that XLA can optimize across blocks. ``scan="auto"`` unrolls the loop on
-    GPUs and TPUs. Checkpoints do not depend on ``scan``, and results differ by rounding only.
+    GPUs and TPUs. Checkpoints do not depend on ``scan``; results differ only by rounding.
     """
 
     def __init__(
