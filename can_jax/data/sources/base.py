@@ -96,7 +96,7 @@ class Source(abc.ABC):
         """Return JSON-serializable values by which a resumed run detects that the data has changed.
 
         By default, the fingerprint consists of the number of examples, a hash of a sample of the
-        images, and a hash of all labels. If ``labels`` is None, only the labels of a sample of
+        images, and a hash of all labels. If ``labels`` is None, only the labels of the sampled
         images are hashed.
         """
         count = min(SAMPLE, self.examples)
