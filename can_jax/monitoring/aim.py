@@ -34,8 +34,8 @@ class Aim(Tracker):
         self._present: set[tuple[str, int]] = set()  # the metrics and steps that need no replay
 
     def start(self, step: int) -> None:
-        """Create or resume the Aim run. If a step is repeated, its new values overwrite the earlier
-        ones in Aim."""
+        """Create or resume the Aim run. The values of a repeated step overwrite the earlier values
+        of the step in Aim."""
         self._present.clear()
         if self._run:
             return
@@ -68,8 +68,8 @@ class Aim(Tracker):
         self._run["environment"] = facts
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of a step, except values up to the resumed step that Aim already
-        holds."""
+        """Write the metrics of a step. For steps up to the one from which the run resumed, values
+        that Aim already holds are skipped."""
         epoch = values.get("epoch")
         for name, value in values.items():
             if (name, step) not in self._present:

@@ -92,7 +92,7 @@ def device_table(mesh: Mesh) -> Table:
 
 
 def fact_table(title: str, facts: dict[str, Any]) -> Table:
-    """Return a table of facts with one row per fact: name and value."""
+    """Return a table with the name and value of each fact."""
     table = Table(title=title, show_header=False)
     for name, value in facts.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -193,8 +193,8 @@ class Reporter:
     def start_progress(self) -> None:
         """Show the progress between status lines, unless the output is quiet or JSON.
 
-        A terminal shows a progress bar. In a file or pipe, a line of progress grows until
-        `GROWING_SECONDS` have passed.
+        A terminal shows a progress bar. In a file or pipe, updates are appended to a progress line,
+        in the first `GROWING_SECONDS` only.
         """
         if output.quiet or output.json or self.console.quiet:
             return
@@ -269,5 +269,5 @@ class Reporter:
             self._growing = None
 
     def close(self) -> None:
-        """Stop showing the progress, for `contextlib.closing`."""
+        """Stop showing the progress; `contextlib.closing` calls this method."""
         self.stop_progress()

@@ -22,7 +22,8 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
-    """Return the values with None for NaN and infinity, which JSON cannot represent."""
+    """Return the values, with NaN and infinity replaced by None, since JSON cannot represent
+    them."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
@@ -37,7 +38,8 @@ class JsonLines(Tracker):
 
     Each line of the file has the step, the date and time, the seconds since the run began, and the
     metrics. The elapsed seconds exclude the time between a stop and the resume. Lines that cannot
-    be written, as on a full disk, stay in memory and are written with the next line.
+    be written, for example because the disk is full, stay in memory and are written with the next
+    line.
 
     Args:
         workdir: The run directory.
@@ -70,7 +72,8 @@ class JsonLines(Tracker):
             self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def _drop(self, step: int) -> float:
-        """Move malformed lines and the lines after a step to ``metrics_dropped.jsonl``.
+        """Move malformed lines, and the lines of steps after ``step``, to
+        ``metrics_dropped.jsonl``.
 
         If the run starts again from step 0, all lines are moved, since the evaluation before the
         first step is repeated.

@@ -78,7 +78,8 @@ class LossSpikeDetector:
         return None
 
     def _count_skipped(self, skipped: float) -> int:
-        """Return the number of consecutive skipped updates, given the total number skipped."""
+        """Return the number of consecutive skipped updates, given the total number of skipped
+        updates."""
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped > self._skipped else 0
         self._skipped = skipped
         return self._skipped_in_a_row
@@ -87,8 +88,8 @@ class LossSpikeDetector:
         """Return the number of consecutive losses that are far above the running mean.
 
         A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
-        running standard deviations. The running statistics ignore losses far above the mean until
-        ``spike.steps`` of them occur in a row.
+        running standard deviations. In a sequence of losses far above the mean, the running
+        statistics ignore the first ``spike.steps - 1``.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

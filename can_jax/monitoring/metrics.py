@@ -116,8 +116,8 @@ class MetricWriter:
         self._call_all("checkpoint", step, str(path))
 
     def close(self, outcome: Outcome = "finished") -> None:
-        """Finish all trackers. Blocks for up to `FINISH_SECONDS` until the background threads of
-        trackers end."""
+        """Finish all trackers. Blocks until the background threads of the trackers end, but at most
+        for `FINISH_SECONDS`."""
         if not self._started:
             return
         self._started = False

@@ -25,7 +25,7 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
 
 
 def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Fetch the metrics of a step to the host, and compute metrics that are derived from others.
+    """Fetch the metrics of a step to the host, and compute two derived metrics.
 
     ``embedding/gram`` is replaced by ``embedding/effective_rank``. ``denoising/explained`` is 1 for
     a perfect prediction of the noise, 0 for a prediction of zeros, and negative for a prediction

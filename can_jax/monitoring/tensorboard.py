@@ -20,7 +20,8 @@ COMPARED = ("loss/total", "probe/knn")  # metrics in the tab HParams
 
 
 def write_restart(folder: epath.Path, step: int) -> None:
-    """Write an event file that makes TensorBoard ignore the existing events after a step.
+    """Write an event file that makes TensorBoard ignore the existing events of steps after
+    ``step``.
 
     Args:
         folder: The folder of the event files.

@@ -70,7 +70,8 @@ def count_from_process_start() -> None:
 
 
 class Startup:
-    """A stopwatch that divides a run's time up to the end of the first step into named parts.
+    """A stopwatch that measures, in named parts, the time from the start of a run to the end of its
+    first step.
 
     Attributes:
         began: The value of `time.perf_counter` at the start of the run. The first run of a command

@@ -31,9 +31,9 @@ IDS = "trackers.json"
 class Tracker:
     """A base class for trackers, which record the metrics and figures of a run.
 
-    The methods of the base class do nothing. Only process 0 has trackers. An error ends the run
-    only in the method `start` of the tracker `jsonl`. Of other errors, the first of each tracker is
-    logged as a warning.
+    The methods of the base class do nothing. Only process 0 has trackers. An error in the method
+    `start` of the tracker `jsonl` ends the run. Other errors do not end the run; the first error of
+    each tracker is logged as a warning.
 
     Attributes:
         in_background: Whether a background thread calls the methods, so that training does not wait
@@ -133,13 +133,13 @@ def stored_id(workdir: epath.Path, name: str) -> str | None:
 
 def store_id(workdir: epath.Path, name: str, identifier: str) -> None:
     """Store the identifier of a tracker's run in the run directory, so that a resume can continue
-    it."""
+    the tracker's run."""
     values = _stored_ids(workdir) | {name: identifier}
     replace_text(workdir / IDS, json.dumps(values, indent=2) + "\n")
 
 
 def _stored_ids(workdir: epath.Path) -> dict[str, Any]:
-    """Return the content of ``trackers.json``; empty if the file is missing or damaged."""
+    """Return the content of ``trackers.json``, or {} if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((workdir / IDS).read_text())
         if isinstance(values, dict):

@@ -24,9 +24,9 @@ FULL, LAST = 1, 4  # types of a record's last part
 class WandB(Tracker):
     """The tracker that sends a run to Weights & Biases. A resume continues the same W&B run.
 
-    W&B stores one row per step, which cannot be changed once it is sent. The tracker sends a row
-    when it receives the values of another step. Steps that a resume or a rollback repeats are not
-    sent again.
+    W&B stores one row per step; a row that was sent cannot be changed. The tracker sends a row when
+    it receives the values of another step. Steps that a resume or a rollback repeats are not sent
+    again.
 
     Args:
         workdir: The run directory. The W&B client writes into the subfolder ``wandb`` of a local
@@ -78,7 +78,7 @@ class WandB(Tracker):
         self._run.config.update({"environment": facts}, allow_val_change=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Add the metrics of a step to its row."""
+        """Add the metrics of a step to the row of the step."""
         self._at(step, values)
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:

@@ -16,13 +16,13 @@ MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stack
 class Watchdog:
     """A background thread that aborts a command if no step completes within a time limit.
 
-    In a command with one process, the thread regularly resets a timer that is implemented in C.
-    While a C extension holds the GIL, the thread cannot run, and the timer prints the stacks
-    instead.
+    In a command with one process, the thread regularly resets a timer that is implemented in C. If
+    a C extension holds the GIL beyond the limit, the thread cannot run; the timer then prints the
+    stacks.
 
     A single-process program other than a command, such as a notebook, is not aborted: the stacks
-    and the message are printed once. Only commands use the timer, because a process has only one
-    such timer, which another program may use itself.
+    and the message are printed once. Only commands use the timer: a process has only one such
+    timer, and another program may already use it.
 
     Args:
         seconds: The maximum time between steps in seconds; 0 disables the watchdog.
