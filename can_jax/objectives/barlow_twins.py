@@ -26,8 +26,8 @@ def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple
     views (eq. 1).
 
     ``C`` is the cross-correlation matrix of the projected embeddings of two views over the global
-    batch (eq. 2). Each embedding dimension is centered and divided by ``sqrt(variance + 1e-5)``, as
-    in facebookresearch/barlowtwins by a BatchNorm without affine parameters.
+    batch (eq. 2). Each embedding dimension is centered and divided by ``sqrt(variance + 1e-5)``,
+    like the BatchNorm without affine parameters in facebookresearch/barlowtwins.
 
     Args:
         arrays: The network outputs and targets of one training step.

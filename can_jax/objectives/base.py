@@ -29,7 +29,7 @@ class Arrays(NamedTuple):
 
     Attributes:
         tokens: The output tokens of the encoder, class token first.
-        pooled: The embedding of each view, pooled from the encoder's output tokens as
+        pooled: The embedding of each view, pooled from the encoder's output tokens that
             ``objective.contrastive.pool`` selects.
         prediction: The decoder's prediction for each patch: the pixels of a masked patch, or the
             noise of a visible patch.
@@ -80,7 +80,7 @@ class Objective:
             log. If the objective has a head, the signature is ``loss(arrays, head, **settings)``.
         weight: The default of the config key ``weight``. An objective with weight 0 is inactive.
         keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Each key that
-            is also the name of a parameter of ``loss`` is passed to ``loss``; if ``loss`` has a
+            is also the name of a parameter of ``loss`` is passed to ``loss``. If ``loss`` has a
             parameter ``**settings``, all keys are passed.
         head: A function ``head(config, width, **options)`` that builds the objective's own module,
             such as a projector or a learned temperature. ``width`` is the embedding dimension of
@@ -88,9 +88,9 @@ class Objective:
             `flax.nnx` layers. ``head`` is None for an objective without parameters.
         head_name: The name of the head in the parameter tree, which no other head may have;
             ``NAME_head`` by default.
-        relates_rows: Whether the loss compares images of the batch with each other, so that the
-            loss of a batch is not the mean of the losses of its microbatches. If ``relates_rows``
-            is True, ``reads`` may hold only fields in `OF_WHOLE_BATCH`.
+        relates_rows: Whether the loss compares images of the batch with each other. If True, the
+            loss of a batch is not the mean of the losses of its microbatches, and ``reads`` may
+            hold only fields in `OF_WHOLE_BATCH`.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images per batch, or per microbatch if the loss is
             computed separately for each microbatch.
@@ -100,9 +100,9 @@ class Objective:
             objective cannot be computed with it. ``check`` is called for active objectives only.
 
     Raises:
-        ValueError: ``reads`` is not a set of names of fields that the objective can read, ``keys``
-            contains ``weight`` or a value that is not a `Key`, or ``loss`` requires a parameter
-            that is not in ``keys``.
+        ValueError: ``reads`` is not a set of field names that the objective can read, or a value in
+            ``keys`` is not a `Key`. The error is also raised if ``keys`` contains ``weight``, or
+            lacks a required parameter of ``loss``.
     """
 
     reads: Set[str]
@@ -172,7 +172,7 @@ class Objective:
 
 
 def check_names(value: Any) -> None:
-    """Check that ``reads`` is a set of strings, and not, for example, a single string.
+    """Check that ``value``, the argument ``reads`` of an objective, is a set of strings.
 
     Raises:
         ValueError: The value is not a set, or one of its elements is not a string.

@@ -4,8 +4,9 @@ A row is the embedding of one view of an image. Every device holds a shard of th
 and gathers all rows as keys. The forward and backward passes compute the similarity matrix in
 blocks of keys, so memory grows linearly with the batch size.
 
-The custom backward pass needs no reduction over devices. For the gradient of its rows as keys, a
-device gathers all rows and, per query, the log softmax denominator and the number of positives.
+The custom backward pass needs no reduction over devices. To compute the gradient of its rows as
+keys, a device gathers all queries, with the log softmax denominator and the number of positives of
+each query.
 """
 
 import functools
@@ -135,8 +136,8 @@ def loss(
 
     ``contrastive/top1`` is the fraction of rows whose most similar other row is a view of the same
     image. The arguments from ``decoupled`` to ``exclude_copies`` change the softmax denominator;
-    `can_jax.objectives.negatives` contains their formulas. If ``decoupled`` and the later arguments
-    have their defaults, the plain InfoNCE or SupCon loss is compiled.
+    `can_jax.objectives.negatives` contains their formulas. If the arguments from ``decoupled`` to
+    ``exclude_copies`` have their default values, the plain InfoNCE or SupCon loss is compiled.
 
     Args:
         arrays: The network outputs and targets of one training step. For SupCon, an image with
@@ -195,8 +196,7 @@ def check(config: Any) -> None:
     """Check that duplicate images can be recognized if ``exclude_copies`` is set.
 
     Raises:
-        UserError: ``exclude_copies`` is set, but the data is streamed, so that examples have no
-            index.
+        UserError: ``exclude_copies`` is set for streamed data, whose examples have no index.
     """
     if config.objective.contrastive.exclude_copies and config.data.streaming:
         raise UserError(

@@ -17,7 +17,8 @@ def denoising_loss(
 ) -> Loss:
     """Return the mean squared error of the predicted noise over the visible patches.
 
-    The target noise is not normalized per patch, so the network must also predict its magnitude.
+    The target noise is not normalized per patch, so the network must also predict the noise's
+    magnitude.
 
     Args:
         prediction: The noise predicted for every patch.
@@ -32,8 +33,8 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     """Return the `denoising_loss` of a training step, and two metrics of the noise.
 
     ``denoising/energy`` is the mean square of the noise on visible patches. ``denoising/residual``
-    is the mean squared error of the predicted noise on visible patches. Both metrics are in units
-    of squared normalized pixels, whatever ``noise.target`` is.
+    is the mean squared error of the predicted noise on visible patches. For every value of
+    ``noise.target``, both metrics are in units of squared normalized pixels.
     """
     prediction, noise, hidden = arrays.prediction, arrays.noise, arrays.hidden
     assert prediction is not None
@@ -71,7 +72,7 @@ def linear_bound(variances: Float[np.ndarray, " pixels"], sigma_max: float) -> f
 
 
 def check(config: Any) -> None:
-    """Check that noise is added to the input, so that there is noise to predict.
+    """Check that noise is added to the input, since the objective predicts this noise.
 
     Raises:
         UserError: ``noise.sigma_max`` is 0.

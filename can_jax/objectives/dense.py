@@ -1,9 +1,9 @@
 """A dense contrastive loss on patch tokens that are matched between views (DenseCL, arXiv
 2011.09157).
 
-Each visible patch token of a view is a query. The positive of a query is the token, in another view
-of the image, whose encoder feature is most similar. The negatives of a query are one mean token per
-view of every other image in the global batch. DenseCL instead takes the negatives from a queue,
+Each visible patch token of a view is a query. The positive of a query is the most similar token of
+another view of the image, compared by encoder features. The negatives of a query are one mean token
+per view of every other image in the global batch. DenseCL instead takes the negatives from a queue,
 which a momentum encoder fills.
 """
 
@@ -53,8 +53,8 @@ def matched(
 
 
 def loss(arrays: Arrays, head: Any, temperature: float, block: int | None) -> tuple[Loss, Metrics]:
-    """Compute ``-log(exp(s+ / t) / (exp(s+ / t) + sum_n exp(s_n / t)))``, averaged over queries and
-    over the other views (eq. 2).
+    """Compute ``-log(exp(s+ / t) / (exp(s+ / t) + sum_n exp(s_n / t)))``, averaged over all queries
+    and over the other views of each query's image (eq. 2).
 
     ``s+`` is the cosine similarity of a query to its positive in another view, and ``s_n`` is the
     similarity to its n-th negative. The metric ``dense/top1`` is the fraction of queries that are

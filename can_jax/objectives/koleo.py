@@ -23,8 +23,8 @@ ROUNDING = 16
 
 
 def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Array, " rows"]:
-    """Return the index of each embedding's nearest neighbor among the other embeddings with the
-    same view index.
+    """Return, for each embedding, the index of the nearest other embedding with the same view
+    index.
 
     Args:
         unit: The embeddings, in which the views of an image are adjacent rows.
@@ -55,9 +55,9 @@ def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
     """Compute ``-log(distance + 1e-8)`` from each embedding to its nearest neighbor, averaged over
     embeddings.
 
-    The pooled embeddings are L2-normalized, and an embedding is compared only with embeddings of
-    the same view index, as in DINOv2 (arXiv 2304.07193, section 4). Two embeddings that are equal
-    up to rounding get no gradient, since the distance is not differentiable at 0.
+    The pooled embeddings are L2-normalized. An embedding is compared only with embeddings of the
+    same view index, as in DINOv2 (arXiv 2304.07193, section 4). Two embeddings that are equal up to
+    rounding get no gradient, since the distance is not differentiable at 0.
 
     Args:
         arrays: The network outputs and targets of one training step.
