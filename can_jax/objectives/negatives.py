@@ -2,7 +2,7 @@
 
 `contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of each row and then
 over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the temperature, and
-``D`` is the softmax denominator. The following options change the denominator ``D``:
+``D`` is the softmax denominator. The denominator ``D`` depends on the options:
 
 - Default: ``D = P + G``, where ``P`` is the sum of ``exp(s / t)`` over positives and ``G`` the sum
   over negatives. Without further options, the loss equals that of `can_jax.objectives.contrastive`.
@@ -16,8 +16,8 @@ over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the t
   query's class. The sum ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 /
   t))``.
 
-- Excluded: ``G`` and ``N`` leave out negatives above a similarity threshold and duplicates of the
-  query's image.
+- Excluded: ``G`` and ``N`` leave out duplicates of the query's image, and negatives above a
+  similarity threshold.
 
 The loss scans over blocks of keys with `jax.checkpoint`, which recomputes the similarities in the
 backward pass. Memory therefore grows linearly with the batch size.
@@ -70,7 +70,7 @@ class LogSum(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """The statistics of each row that the scan over blocks of keys accumulates."""
+    """The per-row statistics that the scan over blocks of keys accumulates."""
 
     seen: RowStatistics
     positive: LogSum  # of s / t over positives
@@ -116,8 +116,8 @@ def contrast_corrected(
             the content ID of the query are excluded as duplicates.
 
     Returns:
-        The loss, the similarity statistics of each row, and the fraction of excluded negatives,
-        averaged over rows.
+        The mean loss over rows, the similarity statistics of each row, and the mean over rows of
+        the fraction of excluded negatives.
     """
     rows = Rows(jnp.arange(unit.shape[0]), label)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])

@@ -78,7 +78,8 @@ def check(config: Any) -> None:
     """Check that patches can be normalized and that masking hides at least one patch.
 
     Raises:
-        UserError: The mask ratio hides no patch, or patches of a single value are to be normalized.
+        UserError: The mask ratio hides no patch, or ``normalize`` is set for patches that consist
+            of one pixel with one channel.
     """
     if pixels_per_patch(config) == 1 and config.objective.reconstruction.normalize:
         raise UserError(

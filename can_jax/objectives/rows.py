@@ -90,9 +90,9 @@ class RowStatistics(NamedTuple):
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
     """Normalize vectors to unit length along the last axis.
 
-    A vector shorter than 1e-12 becomes zero and gets no gradient. The gradient is inversely
-    proportional to the length, so it could exceed 1e12 and distort Adam's second moments for many
-    steps.
+    A vector shorter than 1e-12 becomes zero and gets no gradient. The gradient of normalization is
+    inversely proportional to the length; above 1e12, it would distort Adam's second moments for
+    many steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
@@ -123,7 +123,7 @@ class Pairs(NamedTuple):
     """Masks that classify each pair of a row and a key.
 
     Attributes:
-        itself: True if the key is the row itself or padding, so that the pair is excluded.
+        itself: True if the pair is excluded because the key is the row itself or padding.
         same_image: True if the key is another view of the row's image.
         positive: True if the key is a positive of the row.
     """
@@ -201,6 +201,5 @@ BLOCK = Key(
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:
-    """Return the number of keys per block, at most ``rows``: ``block`` if set, else
-    `block_size`."""
+    """Return ``block``, or the default `block_size` if ``block`` is None, but at most ``rows``."""
     return min(block or block_size(rows, row_shards()), rows)

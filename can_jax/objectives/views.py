@@ -1,7 +1,7 @@
 """Projections grouped by view, and matrix helpers, for objectives that compare embedding
 dimensions.
 
-`products` sums over the images of the global batch, so each call is one reduction over devices.
+Each call of `products` sums over the images of the global batch, with one reduction over devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +18,14 @@ Matrix = Float[Array, "width width"]
 
 
 def projected_by_view(arrays: Arrays, head: Callable[..., Array]) -> Projections:
-    """Return the projections of all rows, grouped by image and view, in at least float32."""
+    """Return the projections of all pooled embeddings, grouped by image and view, in at least
+    float32."""
     assert arrays.pooled is not None
     return projected(arrays, head).reshape(*arrays.pooled.shape[:2], -1)
 
 
 def products(one: Float[Array, "images width"], other: Float[Array, "images width"]) -> Matrix:
-    """Return ``one.T @ other`` in full precision, a sum over the images of the global batch."""
+    """Return ``one.T @ other``, summed over the images of the global batch in full precision."""
     return jnp.matmul(one.T, other, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,4 +1,4 @@
-"""LAMB, LARS and Muon for networks whose transformer blocks share stacked parameter arrays.
+"""LAMB, LARS and Muon for networks that stack the parameters of their transformer blocks.
 
 The parameters of all transformer blocks are stacked along a leading layer axis. Optax treats a
 stacked array as a single parameter. In optax, LAMB and LARS would use one trust ratio for all
@@ -35,8 +35,8 @@ def layer_axes(name: str, axes: int) -> tuple[int, ...]:
 def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
     """Return a transformation that multiplies each layer's update by its trust ratio.
 
-    The trust ratio is ``coefficient * |parameter| / |update|``, or 1 if either norm is 0. Only
-    parameters with weight decay, which are the matrices, are scaled.
+    The trust ratio is ``coefficient * |parameter| / |update|``, or 1 if either norm is 0. The
+    updates of parameters without weight decay, such as biases, are not scaled.
 
     Args:
         coefficient: The trust coefficient, by which every trust ratio is multiplied.
@@ -66,7 +66,7 @@ def is_matrix(name: str, axes: int) -> bool:
     """Return whether Muon, rather than AdamW, updates a parameter.
 
     Muon updates the weight matrices of hidden layers. AdamW updates all other parameters, namely
-    vectors, learned tokens, position embeddings, and the first and last layers in `ENDS`.
+    vectors, learned tokens, position embeddings, and the first and last layers (`ENDS`).
 
     Args:
         name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.
@@ -96,7 +96,7 @@ def lars(
     """Return LARS (arXiv 1708.03888) without the multiplication by the learning rate.
 
     Only parameters that `can_jax.optimizers.weight_decay.decay_mask` selects have a weight decay
-    and a trust ratio: biases and normalization scales have neither, as in VICReg and SimCLR.
+    and a trust ratio. Biases and normalization scales have neither, as in VICReg and SimCLR.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),

@@ -22,9 +22,8 @@ def peak_learning_rate(config: ConfigDict) -> float:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the configured optimizer without the multiplication by the learning rate.
 
-    The train step multiplies the update by the learning rate, so it can log the rate that it
-    applied. A skipped update does not delay the schedule. Frozen parameters have no optimizer
-    state.
+    The train step multiplies the update by the learning rate, and logs this learning rate. A
+    skipped update does not delay the schedule. Frozen parameters have no optimizer state.
     """
     settings = config.optimizer
     update = transform(settings)

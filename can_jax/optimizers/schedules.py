@@ -43,8 +43,8 @@ def stable(peak: float, steps: int, decay_share: float = 0.2) -> optax.Schedule:
 
     The learning rate decays during the last fraction ``decay_share`` of the steps, in which ``t``
     rises from 0 to 1. With ``decay_share=0`` the learning rate never decays. To decay from an
-    intermediate checkpoint, copy the run directory and resume the copy with another run length and
-    ``decay_share``.
+    intermediate checkpoint, copy the run directory, and resume the copy with a different run length
+    and a different ``decay_share``.
 
     Raises:
         ValueError: ``decay_share`` is not in [0, 1].
@@ -122,8 +122,8 @@ def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
 
 
 def unknown_schedule(name: str) -> UserError:
-    """Return the error for an unknown ``schedule.name``, with a similar name or the registered
-    names."""
+    """Return the error for an unknown ``schedule.name``, which suggests a similar name or lists the
+    registered names."""
     names = [*SCHEDULES, *(name for name in dir(optax) if find_schedule(name))]
     near = nearest(name, names)
     hint = f"did you mean {near!r}?" if near else f"registered are {', '.join(SCHEDULES)}"

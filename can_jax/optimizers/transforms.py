@@ -64,7 +64,7 @@ def is_bounded(settings: Any) -> bool:
 
 
 def unknown_optimizer(name: str) -> UserError:
-    """Return the error for an unknown ``optimizer.name``, with a similar name or examples of
+    """Return the error for an unknown ``optimizer.name``, which suggests a similar name or valid
     names."""
     names = [*OPTIMIZERS, *(name for name in dir(optax) if find_optimizer(name))]
     near = nearest(name, names)
@@ -91,7 +91,8 @@ def unused_settings(settings: Any) -> list[str]:
 
 
 def transform(settings: Any) -> optax.GradientTransformation:
-    """Return the configured optimizer with weight decay, without multiplying by the learning rate.
+    """Return the configured optimizer with weight decay, but without the multiplication by the
+    learning rate.
 
     The train step multiplies the update by the learning rate. Config keys such as ``beta1`` set the
     optimizer's parameters, such as ``b1``. ``optimizer.options`` take precedence over these keys.
