@@ -21,8 +21,8 @@ class Charge:
             roofline of bytes and FLOPs) or ``link`` (the bandwidth of a network).
         line: The Python source line from which the instruction was traced, or None if unknown.
         launched: Whether the instruction is launched as a kernel, unlike operations on scalars.
-        note: The reason why the time is uncertain, such as an unknown trip count of a loop, or
-            None.
+        note: The reason why the time is uncertain, such as an unknown trip count of a loop; None if
+            no reason is known.
         moved: The bytes that one execution reads and writes; 0 unless a roofline gives the time.
         flops: The FLOPs of one execution's matrix products; 0 unless a roofline gives the time.
     """
@@ -69,7 +69,8 @@ class Estimate:
 
     @property
     def traffic(self) -> int:
-        """The bytes that a step reads and writes in instructions that a roofline estimates."""
+        """The bytes that a step reads and writes, in instructions whose time comes from a
+        roofline."""
         return self._traffic("products") + self.traffic_outside_products
 
     @property

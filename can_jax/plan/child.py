@@ -31,8 +31,8 @@ def plan_in_child(
 ) -> dict[str, Any]:
     """Run the planner in a child process, and return the plan as in `can-jax plan --json`.
 
-    The call blocks until the child has compiled the train step. It issues a warning if the planner
-    changes the mesh.
+    The call blocks until the child has compiled the train step. The call issues a warning if the
+    planner changes the mesh.
 
     Args:
         config: The configuration of the run to plan.

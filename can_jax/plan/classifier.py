@@ -1,4 +1,4 @@
-"""Planning of the training of a classifier, by fine-tuning or linear probing."""
+"""The plan for training a classifier by fine-tuning or linear probing."""
 
 import math
 

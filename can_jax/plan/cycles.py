@@ -2,10 +2,10 @@
 
 The TPU compiler writes the expected cycles of an instruction into the text of the program
 (``estimated_cycles``). This module sums the cycles along the schedule, and multiplies those of a
-loop's body by the trip count. An instruction without cycles is estimated by a roofline: the time of
-its memory traffic or the time of its FLOPs at the device's peak, whichever is longer. The time of a
-collective is the number of sent bytes divided by the bandwidth of the network. If a transfer
-overlaps other instructions, only the part of its time without overlap counts.
+loop's body by the trip count. The time of an instruction without estimated cycles is the longer of
+memory time and compute time at peak rates (a roofline). The time of a collective is the number of
+sent bytes divided by the bandwidth of the network. If a transfer overlaps other instructions, only
+the part of its time without overlap counts.
 """
 
 import dataclasses
@@ -194,8 +194,8 @@ class _Walk:
     def _origin(self, computation: Computation, instruction: Instruction) -> str | None:
         """Return the part of the step for which an instruction casts or copies a step argument.
 
-        Step arguments are, for example, the parameters and the batch. The result is None for any
-        other instruction.
+        Step arguments are, for example, the parameters and the batch. The result is None if the
+        instruction does not cast or copy a step argument.
         """
         found: Instruction | None = instruction
         while found is not None and found.opcode in _CASTS and found.operands:
@@ -211,7 +211,7 @@ class _Walk:
 
 
 def _counted(instruction: Instruction) -> bool:
-    """Return whether an instruction is a fusion with a cycle estimate by the compiler."""
+    """Return whether an instruction is a fusion with a cycle estimate from the compiler."""
     return instruction.opcode == "fusion" and bool(_CYCLES.search(instruction.attributes))
 
 
@@ -297,7 +297,7 @@ class _Schedule:
         *,
         stepwise: bool,
     ) -> None:
-        """Start a transfer, which begins after the earlier transfers of its kind have ended.
+        """Queue a transfer behind all unfinished transfers of its kind (collectives or copies).
 
         Args:
             key: The instruction name or chain ID by which a later instruction ends the transfer.

@@ -239,7 +239,7 @@ def needed_bytes(error: Exception) -> int:
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Return the bytes of the shards of a pytree that one device stores."""
+    """Return how many bytes of a sharded pytree one device stores."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -160,7 +160,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _ordered(devices: np.ndarray, grid: str | None, transposed: str | None) -> np.ndarray:
-    """Return the devices, reshaped to ``grid`` and transposed by ``transposed``, if given."""
+    """Reshape the devices to ``grid`` if given, and permute their axes by ``transposed`` if
+    given."""
     if grid:
         devices = devices.reshape(_numbers(grid))
     return devices.transpose(_numbers(transposed)) if transposed else devices

@@ -138,8 +138,7 @@ class Program:
     def executed(self, instruction: Instruction) -> int:
         """Return how often an instruction executes each computation that it calls.
 
-        The result is the trip count of a loop, and 1 for other instructions or if the trip count is
-        unknown.
+        The result is the trip count of a loop if it is known, and 1 in all other cases.
         """
         if instruction.opcode != "while":
             return 1
@@ -283,7 +282,8 @@ def _called(attributes: str) -> Iterator[str]:
 
 
 def _table(text: str, name: str) -> dict[int, str]:
-    """Return the rows, by row number, of a table at the head of HLO text, such as ``FileNames``."""
+    """Return the table ``name`` (such as ``FileNames``) at the head of HLO text, as rows by row
+    number."""
     found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
     rows = (line.split(" ", 1) for line in found[1].splitlines()) if found else ()
     return {int(number): value for number, value in rows}

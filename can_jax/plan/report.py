@@ -179,7 +179,8 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
 
 
 def gpu_as_json(estimate: Estimate, clock: Clock) -> dict[str, Any]:
-    """Return the memory traffic, the time of this traffic and the FLOPs of a step on a GPU."""
+    """Return the FLOPs of a step on a GPU, the memory traffic, and the time that the traffic
+    takes."""
     traffic = estimate.traffic, estimate.traffic_outside_products
     return {
         **dict(zip(TRAFFIC, traffic, strict=True)),

@@ -66,8 +66,8 @@ def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computa
 def origin_of(program: Program, instruction: Instruction) -> Instruction:
     """Return the instruction whose metadata states the source location of a given instruction.
 
-    An instruction usually has metadata of its own. For a fusion without metadata, as around a call
-    of cuBLAS, return the last instruction with metadata inside the fusion.
+    An instruction usually has metadata of its own. For a fusion without metadata, such as one
+    around a cuBLAS call, return the last instruction with metadata inside the fusion.
     """
     if instruction.opcode != "fusion" or instruction.attribute('op_name="([^"]*)"'):
         return instruction
@@ -185,8 +185,8 @@ def flops(program: Program, computation: Computation, instruction: Instruction) 
     """Return the FLOPs of the matrix products of an instruction, or None if they are unknown.
 
     Elementwise operations count as 0 FLOPs, since their time depends on memory traffic. Among
-    custom calls, the FLOPs are known for calls with a ``cost_estimate``, as in Pallas, for matrix
-    products of cuBLAS, and for cuDNN's attention.
+    custom calls, only Pallas calls with a ``cost_estimate``, cuBLAS matrix products and cuDNN
+    attention have known FLOPs.
 
     Args:
         program: The program that contains the instruction.

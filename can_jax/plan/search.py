@@ -89,7 +89,7 @@ def fit_mesh(config: ConfigDict, devices: int) -> str | None:
 
 
 def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
-    """Yield the choices whose mesh and microbatches divide the devices and the batch evenly.
+    """Yield the choices whose mesh fits the devices and whose microbatches divide the batch evenly.
 
     `mesh.fsdp` is a power of two up to `LARGEST_FSDP`, and `mesh.tensor` is unchanged.
     """
@@ -104,8 +104,8 @@ def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
 class Search:
     """A search that compiles choices of settings, to find the fastest step that fits in memory.
 
-    The next choice has the fastest predicted step among those that are predicted to fit in memory.
-    Each compilation refines the predictions for the remaining choices.
+    Among the choices predicted to fit in memory, the one with the fastest predicted step is
+    compiled next. Each compilation refines the predictions for the remaining choices.
 
     Args:
         config: The resolved configuration.
@@ -184,7 +184,8 @@ class Search:
         return self._state(choice) + self._gradients(choice) + activations
 
     def predicted_seconds(self, choice: Choice) -> float:
-        """Predict the seconds of a step: the time of computation plus that of its collectives."""
+        """Predict the seconds of a step: the time of its computation plus the time of its
+        collectives."""
         data, fsdp, _ = choice.mesh
         weights = 2 * self.attempts[0].plan.parameters  # Bytes in bfloat16.
         sent = 2 * weights / fsdp / self._topology.bandwidth(data * fsdp)

@@ -117,7 +117,7 @@ def planning() -> Iterator[None]:
 
 
 def _is_jax_used() -> bool:
-    """Return whether JAX has initialized its devices, after which their number cannot change."""
+    """Return whether JAX has initialized its devices and thereby fixed their number."""
     devices = getattr(jax.config, CPU_DEVICES)
     try:
         jax.config.update(CPU_DEVICES, devices + 1)
@@ -139,7 +139,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 
     Raises:
         UserError: The name is invalid, the TPU compiler is not installed or refuses the topology,
-            or JAX is already initialized with another number of CPU devices.
+            or JAX is already initialized with a different number of CPU devices than needed.
     """
     parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
@@ -168,7 +168,7 @@ def _make_devices(count: int) -> None:
     """Set the number of JAX's CPU devices.
 
     Raises:
-        UserError: JAX is already initialized with another number of devices.
+        UserError: JAX is already initialized with a number of CPU devices other than ``count``.
     """
     try:
         jax.config.update(CPU_DEVICES, count)
@@ -180,7 +180,7 @@ def _make_devices(count: int) -> None:
 
 
 def _this_cpu() -> Chip:
-    """Return the properties of a CPU device: measured FLOP/s, its share of the memory, and assumed
+    """Return the properties of a CPU device: measured FLOP/s, share of the main memory, and assumed
     link bandwidths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32"), memory, 10e9, 1e9)
