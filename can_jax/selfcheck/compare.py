@@ -45,8 +45,8 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
 
     Args:
         config: The configuration of the network that the file describes.
-        file: The arrays of the file. Rows hold the first view of each image, then the second view
-            of each, and so on.
+        file: The arrays of the file. The rows of an array hold the first view of each image, then
+            the second view of each, and so on.
         order: The indices of the file's rows, ordered so that the views of an image are
             consecutive.
     """
@@ -124,9 +124,9 @@ def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     """Return the relative error of each quantity.
 
     A relative error is the largest absolute difference, divided by the largest absolute reference
-    value. For a gradient, the divisor is at least 1e-6 times the largest absolute gradient. If the
-    divisor is 0, the difference is not divided. Gradients are compared array by array, and only the
-    largest error of each block or module is returned.
+    value. For a gradient, the divisor is at least 1e-6 times the largest absolute entry of all
+    gradients. If the divisor is 0, the difference is not divided. Gradients are compared array by
+    array, and only the largest error of each block or module is returned.
 
     Args:
         computed: The quantities that this installation computed, by name.
@@ -207,11 +207,11 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
             those of the reference file, except the position embedding of the encoder.
 
     Returns:
-        A dict with ``max_relative_error`` and ``tolerance`` by quantity, ``passed``, and
-        ``weights``. The errors of position embeddings are absolute. ``passed`` is True if no error
-        exceeds its tolerance. In ``weights``, ``taken`` is the number of parameters from
-        ``weights_path``, and ``of`` is the number of all parameters. ``left_over`` names the unused
-        arrays in ``weights_path``.
+        A dict with the keys ``max_relative_error`` and ``tolerance`` (dicts by quantity),
+        ``passed`` and ``weights``. The errors of position embeddings are absolute. ``passed`` is
+        True if no error exceeds its tolerance. In ``weights``, ``taken`` is the number of
+        parameters from ``weights_path``, and ``of`` is the number of all parameters. The key
+        ``left_over`` of ``weights`` lists the names of the unused arrays in ``weights_path``.
 
     Raises:
         UserError: A file cannot be read, or does not match the network.

@@ -58,7 +58,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     Args:
         plan: The plan of the study, which holds the configuration of the evaluation.
         run: The finished run to evaluate.
-        workdir: The directory of the run, in whose folder ``evaluation`` the evaluation is stored.
+        workdir: The directory of the run. The evaluation is stored in its folder ``evaluation``.
 
     Returns:
         The result to store as JSON, and the content of each picture by file name. Pictures are
@@ -101,10 +101,10 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
-    """Return the next learning rate to try: half the best if that is the smallest, twice the best
-    if that is the largest, else None.
+    """Return the next learning rate to try: half the best rate if it is the smallest, twice the
+    best rate if it is the largest, else None.
 
-    Also return None for a single learning rate, and until all learning rates have an accuracy.
+    Also return None for a single learning rate, and while any learning rate has no accuracy.
     """
     best = _best(accuracies)
     if best is None or len(accuracies) < 2:
@@ -115,7 +115,8 @@ def _beyond(accuracies: dict[float, float | None]) -> float | None:
 
 
 def _best(accuracies: dict[float, float | None]) -> float | None:
-    """Return the learning rate with the highest accuracy, or None until all have an accuracy."""
+    """Return the learning rate with the highest accuracy, or None while any rate has no
+    accuracy."""
     measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
     if len(measured) < len(accuracies):
         return None
@@ -138,8 +139,9 @@ class Driver:
     def name_of(self, run: Run) -> str | None:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
-        The file name contains a hash of the settings. An older version of the package had fewer
-        settings, so its results have other hashes. Such results are found by their stored settings.
+        The file name contains a hash of the settings. Results of older versions of the package have
+        different hashes, since these versions had fewer settings. Such results are found by their
+        stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -149,8 +151,8 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run, or None without a result. The key ``file`` is added,
-        with the name of the result file without suffix."""
+        """Return the stored result of a run, or None without a result. The added key ``file`` holds
+        the name of the result file without suffix."""
         name = self.name_of(run)
         if name is None:
             return None
@@ -171,8 +173,8 @@ class Driver:
         """Yield the runs that can be trained now, without those that have a result.
 
         A tuned arm first has one run per learning rate, with seed 0. An arm that is not tuned
-        inherits its rate, and has no runs until that rate is selected. Once its rate is selected,
-        an arm has one run per seed.
+        inherits its rate, and its runs start after that rate is selected. Once its rate is
+        selected, an arm has one run per seed.
         """
         for arm in self.plan.arms.values():
             runs: list[Run] = []
@@ -215,8 +217,8 @@ class Driver:
     def chosen(self, arm: Arm) -> Run | None:
         """Return the run of an arm at its best learning rate with seed 0.
 
-        The best rate has the highest accuracy on held-out training examples. Return None until all
-        learning rates have results. If the study has one learning rate, that rate is used without a
+        The best rate has the highest accuracy on held-out training examples. Return None while any
+        learning rate has no result. The only learning rate of a study is used even if it has no
         result.
         """
         rates = self.plan.learning_rates
@@ -228,8 +230,8 @@ class Driver:
 
         The held-out examples are training examples. An arm that is not tuned has the accuracies of
         the arm whose rate it inherits. The accuracy is None for a rate without a result. If the
-        study has several rates and the best one is the largest or smallest, twice or half that rate
-        is added. More rates are added until the best one is neither the largest nor the smallest.
+        best of several rates is the largest, twice that rate is added; if it is the smallest, half
+        that rate. More rates are added until the best one is neither the largest nor the smallest.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -254,8 +256,9 @@ class Driver:
         return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """Yield a line of progress per arm, with the number of completed runs. Until the best
-        learning rate is known, the line has the number of rates with a result instead."""
+        """Yield a line of progress per arm, with the number of completed runs. While the best
+        learning rate is unknown, the line has the number of learning rates with a result
+        instead."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
                 tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())

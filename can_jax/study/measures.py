@@ -15,7 +15,8 @@ class Measure:
     """A metric of a study's results.
 
     Attributes:
-        title: The title of the metric's column; that of a percentage ends with ``(%)``.
+        title: The title of the metric's column, which ends with ``(%)`` if the metric is a
+            percentage.
         metric: The name of the metric in the results of the evaluation. If None, the metric is the
             accuracy of the last kNN probe.
     """

@@ -34,8 +34,8 @@ class Arm:
         group: The group under which the report lists the arm.
         changes: The changes to the study's recipe, by dotted key. A learning rate in ``changes``
             replaces the inherited learning rate.
-        like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
-            not tuned also inherits the learning rate.
+        like: The name of an arm that precedes this arm in the study and whose changes it inherits,
+            or None. An arm that is not tuned also inherits the learning rate.
         tuned: Whether to select the learning rate by trial instead of inheriting it. All rates of
             the study are tried with seed 0. If the study has one rate, it is used without a trial.
         seeds: The number of runs at the selected learning rate, with the seeds 0, 1 and so on.
@@ -143,7 +143,7 @@ class Plan:
         self.reference: str = study.reference
 
     def tuned_like(self, arm: Arm) -> Arm:
-        """Return the arm whose tuned learning rate this arm uses."""
+        """Return the arm whose tuned learning rate ``arm`` uses."""
         return arm if arm.tuned else self.tuned_like(self.arms[str(arm.like)])
 
     def changes(self, arm: Arm) -> dict[str, Any]:
@@ -175,8 +175,8 @@ class Plan:
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
     """Return True if a stored result was computed with the settings of a run and an evaluation.
 
-    Settings that do not affect the result are ignored. Keys that are missing in the result of an
-    older version get the values that reproduce that version.
+    Settings that do not affect the result are ignored. Keys that the result of an older package
+    version lacks get the values that reproduce that version.
     """
     given, measured = result.get("config"), result.get("evaluation")
     if given is None or measured is None:

@@ -33,8 +33,8 @@ def save(figure: Figure, path: epath.Path) -> None:
 def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
     """Plot the kNN accuracy of each arm against training images and against training FLOPs.
 
-    A line shows the mean over seeds, and a band shows the minimum and maximum. Up to 24 arms differ
-    in the color or the style of their lines.
+    A line shows the mean over seeds, and a band shows the minimum and maximum. The lines of up to
+    24 arms differ in color or style.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
@@ -77,7 +77,8 @@ def bars(
     measure: Measure,
     path: epath.Path,
 ) -> None:
-    """Plot the gain of each arm over the mean of the reference arm, whose range is shaded.
+    """Plot the gain of each arm over the mean of the reference arm, and shade the range of the
+    reference arm.
 
     Args:
         arms: The name and the results of each arm to plot.

@@ -1,4 +1,5 @@
-"""Reference ranges around the metrics of successful runs, and a check of other runs."""
+"""Reference ranges around the metrics of successful runs, and a check of other runs against these
+ranges."""
 
 import statistics
 from collections.abc import Sequence

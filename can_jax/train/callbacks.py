@@ -93,7 +93,8 @@ class Log(Callback):
         return peak_flops(self._config.model.dtype) * self._devices
 
     def on_rollback(self, step: int) -> None:
-        """Discard the metrics of later steps, and move the progress bar back to ``step``."""
+        """Discard the metrics of steps after ``step``, and move the progress bar back to
+        ``step``."""
         self._writer.truncate_after(step)
         self.report.advance(step)
 

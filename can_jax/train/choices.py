@@ -111,7 +111,8 @@ def choose(
 
 
 def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterator[Choice]:
-    """Yield the settings that depend on the data, such as its source, image size and patch size."""
+    """Yield the settings that depend on the data, such as the data source, image size and patch
+    size."""
     yield Choice("data.source", found.source, "detected from the files in data.path")
     largest = CPU_SIZE if devices.platform == "cpu" else LARGEST_SIZE
     height, width = found.shape or (largest, largest)
@@ -215,10 +216,10 @@ def fit(
     Combinations are tried in this order:
 
     - Batches of at least `SMALLEST_BATCH`, the largest first, with the fewest microbatches and each
-      of the first three remat policies. If all batches are smaller, only the largest batch is
-      tried.
+      of the first three remat policies. If all batches are below `SMALLEST_BATCH`, only the largest
+      batch is tried.
 
-    - The smallest batch of the first item, with more microbatches.
+    - The smallest batch tried so far, with more microbatches and all remat policies but the first.
 
     - All batches, the largest first, with the fewest microbatches and the last remat policy.
 

@@ -1,10 +1,10 @@
-"""A copy of the parameters in the compute dtype; a train step differentiates with respect to it.
+"""A copy of the parameters in the compute dtype, with respect to which a train step differentiates.
 
 By default, each layer casts its parameters to its compute dtype when it uses them. A train step
-instead casts the parameters of all linear layers once, before it differentiates. If the compute
-dtype has 16 bits, transformer blocks then read half the bytes. The gradients of the blocks are
-stacked and summed over devices in 16 bits, too. Parameters that are sharded over all devices
-(`config.mesh.shard_state`, ZeRO, arXiv 1910.02054) are also gathered in the compute dtype.
+instead casts the parameters of all linear layers once, before it differentiates. With a 16-bit
+compute dtype, transformer blocks read half as many bytes as with float32. The gradients of the
+blocks are stacked and summed over devices in 16 bits, too. Parameters that are sharded over all
+devices (`config.mesh.shard_state`, ZeRO, arXiv 1910.02054) are also gathered in the compute dtype.
 """
 
 from collections.abc import Mapping

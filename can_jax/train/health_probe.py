@@ -20,8 +20,8 @@ class HealthProbe:
     """A probe that measures effective rank, uniformity and dead dimensions on training images.
 
     Args:
-        config: The resolved configuration. The number of images that the probe uses is at most the
-            smaller of ``config.probe.bank`` and `EXAMPLES`.
+        config: The resolved configuration. The probe uses at most ``min(config.probe.bank,
+            EXAMPLES)`` images.
         step: The train step, whose method `features` computes the features.
         source: The source of the training images.
         mesh: The device mesh on which features are computed.

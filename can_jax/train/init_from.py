@@ -1,6 +1,6 @@
 """Initialization of a new run with the weights of another run, an export or another library.
 
-Only weights are loaded, and not the optimizer state. The learning-rate schedule and the data order
+Only weights are loaded; the optimizer state is not. The learning-rate schedule and the data order
 start from the beginning, unlike in a resumed run.
 """
 
