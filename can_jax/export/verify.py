@@ -68,7 +68,7 @@ def error_of(outputs: Arrays, expected: Arrays) -> float:
 
 
 def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> dict[str, float]:
-    """Compare the preprocessing of the format's library with that of an evaluation.
+    """Compare how the library of the export format and an evaluation preprocess images.
 
     Returns:
         A dict from the name of the library to the mean absolute pixel difference, on the scale of 0

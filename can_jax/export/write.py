@@ -118,7 +118,7 @@ def _write(
     results: list[dict[str, Any]],
     statement: Statement,
 ) -> dict[str, Any]:
-    """Write and verify the contents of an export: weights, `manifest.json` and `README.md`.
+    """Write and verify the files of an export: weights, `manifest.json` and `README.md`.
 
     Returns:
         The manifest.

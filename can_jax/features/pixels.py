@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 
 def pixels(most: int) -> Callable[[Any, Any], Any]:
-    """Return a function that computes pixel features: it resizes images to at most ``most`` pixels
-    along each side.
+    """Return a function that resizes images to at most ``most`` pixels along each side, and
+    flattens the resized images.
 
     The returned function takes a state, which it ignores, and images of shape (images, height,
     width, channels). The result is an array of shape (images, values).

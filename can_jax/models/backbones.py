@@ -54,7 +54,7 @@ def _accept(_: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BackboneType:
-    """A registered kind of encoder, which `model.backbone` selects by its name.
+    """A registered kind of encoder, which `model.backbone` selects by name.
 
     Attributes:
         build: A function ``build(config, pixels, **options)`` that builds the encoder. ``config``
@@ -141,8 +141,8 @@ def decoder_size(model: Any) -> Size:
 
 
 def compute_options(model: Any) -> dict[str, Any]:
-    """Return the keyword arguments of `can_jax.models.vit.Transformer` that set how the blocks are
-    computed, such as ``remat``."""
+    """Return the keyword arguments of `can_jax.models.vit.Transformer`, such as ``remat``, that set
+    how the blocks are computed."""
     return {
         "scan": model.scan,
         "attention": model.attention,

@@ -11,7 +11,7 @@ class Metric(NamedTuple):
 
     Attributes:
         meaning: The definition of the metric.
-        reading: How to interpret the value, such as its usual trend; can be empty.
+        reading: How to interpret the value, for example the usual trend; can be empty.
         unit: The unit, such as ``%``; empty for a dimensionless value.
         log: Whether charts of the metric have a logarithmic axis.
     """
