@@ -57,7 +57,7 @@ class LogSum(NamedTuple):
     def add(
         self, exponents: Float[Array, "rows keys"], where: Bool[Array, "rows keys"]
     ) -> "LogSum":
-        """Return the log-sum-exp that also includes the exponents for which ``where`` is True."""
+        """Return this log-sum-exp extended by the exponents for which ``where`` is True."""
         exponents = jnp.where(where, exponents, LOWEST)
         shift = jnp.maximum(self.shift, jax.lax.stop_gradient(exponents.max(axis=1)))
         terms = jnp.where(where, jnp.exp(exponents - shift[:, None]), 0.0)

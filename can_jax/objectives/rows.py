@@ -134,8 +134,8 @@ class Pairs(NamedTuple):
 
 
 def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
-    """Classify every pair of a row and a key. Keys whose batch index is not below the number of
-    rows are padding.
+    """Classify every pair of a row and a key. Keys whose batch index is at least the number of rows
+    are padding.
 
     Args:
         rows: The batch indices and class labels of all rows of the batch.

@@ -1,8 +1,9 @@
 """The VICReg loss: variance, invariance and covariance terms (arXiv 2105.04906).
 
 The VICReg paper uses ``25 * invariance + 25 * variance + 1 * covariance`` and a projector with
-three layers of width 8192. With two views, the terms equal those of facebookresearch/vicreg: the
-variance term is averaged over the views, and the covariance term is summed over them.
+three layers of width 8192. With two views, the terms equal those of the repository
+facebookresearch/vicreg: the variance term is averaged over views, and the covariance term is
+summed.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,7 @@ def update_average(
         parameters: The new parameters.
         decay: The maximum decay rate, in [0, 1). The decay rate is the weight of the previous
             average.
-        step: The step ``t``: the number of steps already taken, 0 at the first update.
+        step: The number ``t`` of steps already taken; 0 at the first update.
         warmup: Whether to limit the decay rate at the first steps.
     """
     share = 1 - jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else jnp.asarray(1 - decay)

@@ -23,7 +23,7 @@ ENDS = ("patch_embed/", "predict/", "predict_noise/", "head/kernel")
 
 
 def layer_axes(name: str, axes: int) -> tuple[int, ...]:
-    """Return the axis indices of a parameter, without its layer axis if it is stacked.
+    """Return the axis indices of a parameter, without the layer axis of a stacked parameter.
 
     Args:
         name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.

@@ -262,7 +262,7 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
 
 
 def clock_facts(values: dict[str, Any]) -> dict[str, str]:
-    """Return the rows about the time of a step for the table of a plan."""
+    """Return the rows of a plan's table that describe the time of a step."""
     versions = ", ".join(
         f"{name} {version}" for name, version in values["versions"].items() if version
     )

@@ -24,7 +24,7 @@ LARGEST_FSDP = 64
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The settings that a search may change, with the mesh as the sizes (data, fsdp, tensor)."""
+    """The settings that a search may change; ``mesh`` holds the sizes (data, fsdp, tensor)."""
 
     remat: str
     microbatches: int
@@ -195,8 +195,8 @@ class Search:
 
     @property
     def _slowness(self) -> float:
-        """The estimated compute time of the last choice, divided by its time at the assumed MFU; 1
-        without an estimate."""
+        """The estimated compute time of the last choice, divided by its compute time at the assumed
+        MFU; 1 without an estimate."""
         last = self.attempts[-1]
         if last.plan.estimate is None:
             return 1.0

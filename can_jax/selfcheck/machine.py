@@ -88,7 +88,8 @@ def devices() -> list[Finding]:
 
 
 def limits() -> list[Finding]:
-    """Return a `Finding` for each of cores, file descriptors, main memory and shared memory."""
+    """Return a `Finding` for each resource: CPU cores, file descriptors, main memory and shared
+    memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = ""
     if 0 <= soft < FEWEST_DESCRIPTORS:

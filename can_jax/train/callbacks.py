@@ -209,8 +209,8 @@ class PretrainCallbacks(Log):
         """Run the evaluations that are due before the first step of this start.
 
         A new run with a probe measures the kNN accuracy of raw pixels and of the untrained encoder.
-        Without labels, the run measures the geometry of the untrained features instead. If
-        ``noise.linear_bound`` is set, a new run also logs the fraction of the noise that the
+        Without labels, the run measures the geometry of the untrained encoder's features instead.
+        If ``noise.linear_bound`` is set, a new run also logs the fraction of the noise that the
         optimal linear denoiser removes. A resumed run evaluates its checkpoint if an evaluation was
         due at the checkpoint's step and has no output.
         """

@@ -66,8 +66,8 @@ def choose(
 
     Args:
         config: The configuration of a recipe or a run directory; changed in place.
-        given: The dotted keys that the command line sets, which are not changed. If a key is one
-            unit of a duration, the other units are not changed either.
+        given: The dotted keys that the command line sets, which are not changed. If a key gives a
+            duration in one unit, the keys for its other units are not changed either.
         devices: The number, kind and memory of the devices.
         found: The result of the survey of the data; None to leave the data settings unchanged.
         stored: Whether ``config`` comes from a run directory, so that only `DEVICE_KEYS` may
