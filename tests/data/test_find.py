@@ -83,7 +83,7 @@ def test_folders_of_shards(tmp_path, caplog):
     assert names(tmp_path, "") == ["a/0.tar", "a/deep/1.tar", "b/2.tar"]
     touch(tmp_path, "4.tar")
     assert names(tmp_path, "") == ["4.tar"]
-    assert "3 shards in subfolders are left out, such as a/0.tar" in caplog.text
+    assert "3 shards in subfolders, such as a/0.tar, are left out" in caplog.text
 
 
 def test_compressed_tars_in_a_folder(tmp_path, caplog):

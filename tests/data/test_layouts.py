@@ -74,9 +74,8 @@ def test_rows_without_a_label_and_with_several(tmp_path, caplog):
     beyond = 2**70
     table.write_text(f"file_name,label\na.png,4\na.png,4\nb.png,\nc.png,{beyond}\nc.png,5\n")
     assert read_label_list(str(table)) == {"a.png": "4", "c.png": "5"}
-    assert f"gives more than one label to 1 files, such as c.png with '{beyond}' and '5'" in (
-        caplog.text
-    )
+    assert "gives more than one label to 1 files; for example" in caplog.text
+    assert f"c.png has the labels '{beyond}' and '5'" in caplog.text
     table.write_text(f"file_name,label\na.png,4\nc.png,{beyond}\n")
     labels, classes, _ = labels_from(read_label_list(str(table)), files)
     assert (labels.tolist(), classes) == ([4, -1, -1, -1], ())

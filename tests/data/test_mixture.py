@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_mixture_is_one_line(parts):
         (({"source": "folder"},), "data.path is not set"),
         (
             ({**parts[0], "channels": 1},),
-            "'channels' applies to all parts; set config.data.channels",
+            "a part cannot set 'channels', which all parts share; set config.data.channels",
         ),
         (({**parts[0], "exif_orientation": True},), "set config.data.exif_orientation"),
     ]:

@@ -98,7 +98,8 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
     if conflicts:
         first, both = next(iter(conflicts.items()))
         logging.warning(
-            "%s gives more than one label to %d files, such as %s with %s; the last label counts",
+            "%s gives more than one label to %d files; for example, %s has the labels %s. The last "
+            "label of a file counts",
             shown(path), len(conflicts), shown(first), both,
         )  # fmt: skip
     return labels

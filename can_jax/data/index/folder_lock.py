@@ -43,7 +43,8 @@ def _lock(file: int, wait: Callable[[], None], folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # the file system does not support locks
         logging.warning(
-            "%s cannot be locked: %s; do not run another command that writes to it meanwhile",
+            "%s cannot be locked: %s; until this command ends, run no other command that writes to "
+            "this folder",
             folder,
             error.strerror,
         )

@@ -143,8 +143,8 @@ class ShardStream:
             shard, record, taken = 0, 0, 0
             if len(barren) == len(self.paths):
                 raise UserError(
-                    f"no image in any of {len(barren)} shards anymore, such as {shown(mine[0])}; "
-                    "the warnings above give the reasons"
+                    f"none of the {len(barren)} shards contains an image anymore; one of them is "
+                    f"{shown(mine[0])}. The warnings above give the reasons"
                 )
 
     def fingerprint(self) -> Fingerprint:
@@ -204,8 +204,8 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
         if first and shards.no_image:
             raise UserError(f"{path} {shards.no_image.format(**data)}")
     raise UserError(
-        f"no image in the first {FIRST_RECORDS} records of any of {len(paths)} shards, such as "
-        f"{paths[0]}: check config.data.path"
+        f"none of the {len(paths)} shards has an image in its first {FIRST_RECORDS} records; one "
+        f"of the shards is {paths[0]}. Check config.data.path"
     )
 
 
@@ -244,15 +244,15 @@ class StreamingLoader(Loader):
         batch.
 
         Raises:
-            UserError: No image of a chunk can be decoded, and neither can any substitute from the
+            UserError: Every image of a chunk is undecodable, and so is every substitute from the
                 shuffle window.
         """
         self._last = host["place"][-1]
         self.skipped += int((host["attempt"] > 0).sum())
         if (host["attempt"] == NOTHING).any():
             raise UserError(
-                "no image of a chunk can be decoded, and neither can any substitute from the "
-                "shuffle window; the log names the images"
+                "every image of some part of a batch is undecodable, and so is every substitute "
+                "from the shuffle window; the log names the images"
             )
 
     @property
@@ -279,7 +279,10 @@ def resumed(
     if not states:
         return START
     if len(states[0]) == 2:
-        logging.warning("the run has not streamed its data before: streaming starts at epoch 0")
+        logging.warning(
+            "the checkpoint was written without config.data.streaming=True: streaming starts at "
+            "epoch 0"
+        )
         return START
     if len(states[0]) == 6:  # written by an older version, which did not store the slice
         divided = len(states)
@@ -291,8 +294,8 @@ def resumed(
         return tuple(own[2:6])
     epoch = max(state[2] for state in states) + 1
     logging.warning(
-        "the checkpoint divides the shards among %d processes, but this run among %d (processes "
-        "that load the same rows of a batch count as one): streaming resumes at epoch %d",
+        "the number of processes that load different rows of a batch has changed from %d to %d: "
+        "streaming resumes at the start of epoch %d",
         divided, share[1], epoch,
     )  # fmt: skip
     return (epoch, 0, 0, 0)

@@ -151,7 +151,8 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
             values = map_npy(folder / f"{name}.npy")
             if values.ndim != 1 or values.dtype.kind not in "iu":
                 raise ValueError(
-                    f"{name}.npy is {values.dtype} of shape {values.shape}, not of integers (rows,)"
+                    f"{name}.npy has the type {values.dtype} and the shape {values.shape}; a "
+                    "one-dimensional array of integers is required"
                 )
             return values
 

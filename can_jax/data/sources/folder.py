@@ -248,7 +248,7 @@ def scan_folder(path: str, split: str) -> Table:
     advice = remedy(others)
     if others:
         logging.warning(
-            "%s: %d files that are not images by name or content are left out, such as %s%s",
+            "%s: %d files that are not images by name or content are left out: %s%s",
             shown(root), len(others), some(others, 3), f"; {advice}" if advice else "",
         )  # fmt: skip
     if not names:
@@ -268,7 +268,7 @@ def scan_folder(path: str, split: str) -> Table:
     labels, label_names = classes_of(names)
     if label_names and (loose := [name for name in names if os.sep not in name]):
         logging.warning(
-            "%s: %d images are in no class folder and have no label, such as %s",
+            "%s: %d images are in no class folder and have no label: %s",
             shown(root), len(loose), some(loose, 3),
         )  # fmt: skip
     return Table(
@@ -297,8 +297,8 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
         if len(set(tops)) > 1:
             logging.warning(
                 "classes are the folders directly below the folders of the split, such as %s in "
-                "%s. The top-level folders are not classes: set config.data.path to one of them to "
-                "read only that folder",
+                "%s, not the top-level folders. To read only one top-level folder, set "
+                "config.data.path to it",
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below

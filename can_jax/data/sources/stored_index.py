@@ -117,6 +117,6 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
         if new := sorted(name for name in folders - classes if not name.startswith(".")):
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(
-                "%s lacks %d folders that are now beside its class folders, such as %s; %s",
+                "%s lacks %d folders, such as %s, which are now beside the class folders; %s",
                 index, len(new), ", ".join(names), REBUILD,
             )  # fmt: skip

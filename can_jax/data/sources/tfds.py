@@ -115,9 +115,9 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
             parts = splits[split].file_instructions
         except Exception as error:  # TFDS raises many types
             raise UserError(
-                f"config.data.split={split} is not a valid split expression of {name!r}, such as "
-                f"train[:90%] or train+test; it has the splits {', '.join(splits)}: "
-                f"{one_line(error)[:200]}"
+                f"config.data.split={split} is not a valid split expression of {name!r}: "
+                f"give an expression of the splits {', '.join(splits)}, such as train[:90%] or "
+                f"train+test ({one_line(error)[:200]})"
             ) from error
     elif split not in splits:
         there = ", ".join(splits) or "none: prepare its data in that folder first"

@@ -159,7 +159,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     deep = [name for name in below if is_shard(os.path.basename(name), kind)]
     if direct and deep:
         logging.warning(
-            "%s: %d shards in subfolders are left out, such as %s; the pattern %s/**/* "
+            "%s: %d shards in subfolders, such as %s, are left out; the pattern %s/**/* "
             "selects all shards",
             shown(folder), len(deep), shown(deep[0]), shown(folder.rstrip("/")),
         )  # fmt: skip
@@ -176,7 +176,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
         )
         if not names:
             raise UserError(message)
-        logging.warning("%s; until both are set, the compressed tars are left out", message)
+        logging.warning("%s; without both settings, the compressed tars are left out", message)
     return sorted(names)
 
 

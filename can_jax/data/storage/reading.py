@@ -96,8 +96,8 @@ def unreadable(where: str, error: Exception) -> UserError:
     """
     reason = reason_of(error)
     return UserError(
-        f"{shown(where)} cannot be read: {shown(reason)}. Run the same command again once it can "
-        "be read"
+        f"{shown(where)} cannot be read: {shown(reason)}. Re-run the command once the "
+        "file can be read"
     )
 
 
