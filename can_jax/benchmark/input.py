@@ -58,8 +58,8 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     encoded = [image for image in sample if _decodes(image, config)]
     if not encoded:
         raise UserError(
-            f"none of {len(sample)} sampled images in {config.data.path} is a JPEG, PNG or WebP "
-            "file that TensorFlow can decode, which this benchmark requires"
+            "this benchmark requires JPEG, PNG or WebP files that TensorFlow can decode, but none "
+            f"of {len(sample)} sampled images in {config.data.path} is one"
         )
     threads = config.data.threads or usable_cores()
     rates: dict[str, list[float]] = {}

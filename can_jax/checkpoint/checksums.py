@@ -50,7 +50,7 @@ def find_damage(folder: epath.Path) -> str | None:
             return one_line(error)
         raise UserError(
             f"checkpoint {folder} cannot be read: {reason_of(error)}. Nothing was changed; re-run "
-            "the command once its files can be read"
+            "the command once the checkpoint can be read"
         ) from error
 
 

@@ -72,7 +72,7 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     except OSError as error:
         raise UserError(
             f"{folder} cannot be read: {reason_of(error)}. Nothing was changed; re-run the "
-            "command once it can be read"
+            "command once the folder can be read"
         ) from error
 
 
@@ -99,15 +99,15 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         )
     if stored is None:
         raise UserError(
-            f"--workdir={workdir} holds checkpoints but no {IDENTITY}, so they come from "
-            "pretraining or an older version, and their encoder and data are unknown; give "
-            "another --workdir"
+            f"--workdir={workdir} has no {IDENTITY}, which would state the encoder and data of its "
+            "checkpoints: they come from pretraining or from an older version; give another "
+            "--workdir"
         )
     if lines := differences(stored, identity):
         more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise UserError(
-            f"--workdir={workdir} holds a different run: {', '.join(lines[:SHOWN])}{more}; "
-            "give another --workdir"
+            f"--workdir={workdir} holds a run that differs from this one: "
+            f"{', '.join(lines[:SHOWN])}{more}; give another --workdir"
         )
 
 

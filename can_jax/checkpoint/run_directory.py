@@ -90,7 +90,7 @@ def stored_config(workdir: epath.Path) -> str | None:
         latest = _latest_config(read_starts(workdir))
         if latest is not None:
             logging.warning(
-                "%s is damaged: %s; the configuration of the last start is used",
+                "%s is damaged: %s; the configuration of the run's most recent start is used",
                 path,
                 one_line(error),
             )
@@ -176,8 +176,8 @@ def newest_state(
         restored, state, _ = checkpoints.restore(newest, abstract, partial=partial)
     if step not in (None, restored):
         raise UserError(
-            f"the checkpoint of step {step} in {workdir} does not match the model of its "
-            "config.json; give another step"
+            f"the checkpoint of step {step} does not match the model in {workdir}/config.json; "
+            "give another step"
         )
     return restored, state
 

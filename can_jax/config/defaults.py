@@ -47,7 +47,7 @@ DATA: Table = {
                 tuple),
         "The parts of the source `mixture`, one dict for each data set.",
     ),
-    "options": Key((), OPTIONS, "(name, value) options of a data source that a user registers."),
+    "options": Key((), OPTIONS, "(name, value) options of a user-registered data source."),
     "labels": Key(None, Text(), "A CSV, TSV or JSON Lines list of labels, for an image folder."),
     "index": Key(None, Text(), "The folder of the index; by default inside the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
@@ -76,7 +76,7 @@ DATA: Table = {
         0.0, Number(0, 1e6), "The size of each process's cache of encoded images; 0 disables it.",
         unit="GB",
     ),
-    "disk_cache": Key(None, Text(), "A folder for cached images, which several hosts may share."),
+    "disk_cache": Key(None, Text(), "A folder that caches images; several hosts may share it."),
     "disk_cache_gb": Key(100.0, Number(0, 1e6), "The approximate size of `disk_cache`.", unit="GB"),
     "threads": Key(None, Whole(1, 4096), "The number of loader threads; by default one per core."),
 }  # fmt: skip
@@ -94,7 +94,7 @@ AUGMENT: Table = {
     "crop_interpolation": Key("bilinear", Choice(("bilinear", "bicubic")),
         "The interpolation of crops; `bicubic` is Pillow's, and slower."),
     "crop_fit": Key("redraw", Choice(("redraw", "clamp")),
-        "Whether a crop beyond the image is drawn again (redraw), or cut to the image (clamp)."),
+        "Whether a crop beyond the image is drawn anew (redraw), or cut to the image (clamp)."),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
     "brightness": Key(
@@ -200,8 +200,8 @@ OPTIMIZER: Table = {
     "weight_decay": Key(0.05, Number(0, 1e6), "The weight decay, which applies to kernels only."),
     "learning_rate_scale": Key(
         (), SCALES,
-        "Factors of the learning rate for parameters by path, such as (('encoder/', 0.1),). The "
-        "first regular expression that matches part of a parameter's path applies.",
+        "Learning-rate factors, as (regular expression, factor) pairs such as ('encoder/', 0.1). "
+        "The first expression that matches part of a parameter's path sets its factor.",
     ),
     "freeze": Key((), Several(Text()), "Regular expressions of the paths of parameters to freeze."),
     "warmup_share": Key(
@@ -229,7 +229,7 @@ OPTIMIZER: Table = {
         "With an EMA, the probe, evaluations and exports use the averaged parameters.",
     ),
     "ema_warmup": Key(
-        True, Switch(), "Whether the decay of the EMA after t steps is at most (1 + t) / (10 + t)."
+        True, Switch(), "Whether to limit the decay of the EMA after t steps to (1 + t) / (10 + t)."
     ),
 }  # fmt: skip
 
@@ -298,8 +298,8 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which a command aborts; 0 means never. Another "
-        "program that calls `can_jax.pretrain` prints the stacks of its threads, and continues.",
+        "The time without a completed step after which a command aborts; 0 means never. Code that "
+        "calls `can_jax.pretrain` in a single process prints its thread stacks, and continues.",
         unit="seconds",
     ),
     "data": DATA,
@@ -355,13 +355,13 @@ RECIPE: Table = {
     "mesh": MESH,
     "checkpoint": {
         "every_steps": Key(
-            1000, COUNT, "The interval of checkpoints, besides those before probes and figures.",
+            1000, COUNT, "The interval of checkpoints; one is also saved before a probe or figure.",
             unit="steps",
         ),
         "every_minutes": Key(
             30.0, Number(0.01, 1e6, also=(0,)),
-            "If no checkpoint was saved for this time, a temporary checkpoint is saved, and the "
-            "next checkpoint replaces it; 0 disables temporary checkpoints.",
+            "The time without a checkpoint after which a temporary one is saved. The next "
+            "checkpoint replaces it. 0 disables temporary checkpoints.",
             before=0.0, unit="minutes",
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),

@@ -52,8 +52,8 @@ def encoder_table() -> Table:
             "image_size": dataclasses.replace(DATA["image_size"], required=False),
             "test_split": Key(
                 None, Text(),
-                "The split to test on; by default the first split with labels, out of the run's "
-                "config.probe.split, `test` and `val`.",
+                "The split to test on; by default the first of these with labels: "
+                "config.probe.split of the run, `test`, `val`.",
             ),
             "held_out": Key(
                 None, INSIDE,
@@ -119,8 +119,8 @@ def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
         for name, key in flat_keys(table):
             check(
                 name in OF_ANY_DATA or data[name] == key.default,
-                f"data.{name}={data[name]} has no effect on the data set of the run, which is used "
-                "by default: set config.data.source, or give --data=PATH",
+                f"data.{name}={data[name]} has no effect on the data set of the run; to use "
+                "another data set, set config.data.source or --data=PATH",
             )
         return
     check_data(config)

@@ -110,7 +110,7 @@ def check_part(name: str, key: Any, value: Any) -> None:
         raise UserError(f"config.data.mixture: unknown key {key!r}{hint}")
     check(
         key not in WHOLE_MIXTURE,
-        f"data.mixture: {key!r} applies to all parts; set config.data.{key}",
+        f"data.mixture: a part cannot set {key!r}, which all parts share; set config.data.{key}",
     )
     refuse(name, value, DATA[key])
 
@@ -302,7 +302,7 @@ def check_schedule(config: ConfigDict) -> None:
             check(
                 not config.data.streaming or not every,
                 f"{block}.{unit}={every}: a streamed data set has no random access, which probes "
-                "and figures require; set it to 0",
+                "and figures require; set this interval to 0",
             )
 
 

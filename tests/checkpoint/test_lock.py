@@ -232,7 +232,7 @@ def test_beats_that_fail_are_counted_and_reported_once(place, caplog):
     disk.until = time.monotonic() + 60
     for _ in range(5):
         claim.beat()
-    assert caplog.text.count("could not be renewed 2 times in a row") == 1
+    assert caplog.text.count("could not be renewed in 2 consecutive attempts") == 1
 
 
 def test_directory_that_cannot_be_locked_is_refused_in_one_line(place):

@@ -209,7 +209,7 @@ def test_a_cut_configuration_is_taken_from_the_last_start(tmp_path, caplog):
     append_start(place, 0, text, {})
     (tmp_path / "config.json").write_text(text[:100])
     assert continued(small_config(), place).noise.level_tokens == "visible"
-    assert "the configuration of the last start is used" in caplog.text
+    assert "the configuration of the run's most recent start is used" in caplog.text
 
 
 def test_a_configuration_that_cannot_be_read_is_not_called_missing(tmp_path):

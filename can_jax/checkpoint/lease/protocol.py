@@ -145,8 +145,8 @@ class Lease:
             self._missed += 1
             if self._missed == STALE_BEATS - 1:
                 logging.warning(
-                    "the lock of %s could not be renewed %d times in a row: %s; a run on "
-                    "another host may take over the directory, and this run would then end",
+                    "the lock of %s could not be renewed in %d consecutive attempts: %s; if a run "
+                    "on another host takes over the directory, this run ends",
                     self._name, self._missed, one_line(error),
                 )  # fmt: skip
 

@@ -198,8 +198,8 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, Work]:
         return resolved(config), PRETRAINING
     if _ENCODER.value is None:
         raise UserError(
-            "--encoder=RECIPE is missing: give the pretraining recipe, such as vit_l, or the run "
-            "directory of the encoder that the protocol trains"
+            "--encoder=RECIPE is missing: give the encoder that the protocol trains, as a "
+            "pretraining recipe such as vit_l, or as a run directory"
         )
     if config.data.source is not None:
         config.data.path = config.data.path or "-"
