@@ -106,8 +106,8 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
         head = head_of(model)
         if head.pool != "class" or head.normalizes:
             raise UserError(
-                "--format=huggingface supports only a head on the class token, and no LayerNorm in "
-                f"the head, but this head has features={head.pool} and head_norm="
+                "--format=huggingface requires a head on the class token and without LayerNorm, "
+                f"but this head has features={head.pool} and head_norm="
                 f"{head.step.settings.head_norm}; use --format=stablehlo, or timm for "
                 "features=patches"
             )

@@ -130,7 +130,7 @@ class Objective:
             if name == "weight":
                 raise ValueError(
                     "an objective with keys['weight']: set the default weight by the argument "
-                    "weight of Objective instead"
+                    "`weight` of Objective instead"
                 )
             if not isinstance(key, Key):
                 raise ValueError(

@@ -223,8 +223,8 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
     except RuntimeError as error:
         if "not installed" in str(error):
             raise UserError(
-                f"--topology={name}: the TPU compiler is not installed; install it, which requires "
-                "no TPU, by pip install 'jax[tpu]' (Linux, x86-64)"
+                f"--topology={name}: the TPU compiler is not installed: pip install 'jax[tpu]' "
+                "(for Linux on x86-64; no TPU is required)"
             ) from error
         raise UserError(f"--topology={name}: {one_line(error)[:200]}") from error
     devices: list[Any] = list(description.devices)

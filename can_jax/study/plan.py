@@ -99,8 +99,8 @@ class Plan:
         if len(self.learning_rates) > 1 and self.evaluation.protocol != TUNING:
             raise UserError(
                 f"config.learning_rates={self.learning_rates}: the evaluation protocol "
-                f"{self.evaluation.protocol!r} has no held-out accuracy to select from several "
-                f"learning rates; give one learning rate, or use the protocol {TUNING!r}"
+                f"{self.evaluation.protocol!r} has no held-out accuracy by which to select a "
+                f"learning rate; give one learning rate, or use the protocol {TUNING!r}"
             )
         self._recipe = study.recipe
         if not any(value_of(self._recipe, key) for key in PROBE):
@@ -124,8 +124,8 @@ class Plan:
                 )
             if "seed" in arm.changes:
                 raise UserError(
-                    f"config.arms: {arm.name!r}: changes cannot set the seed; set seeds to the "
-                    "number of runs"
+                    f"config.arms: {arm.name!r}: `changes` cannot set the seed; set `seeds` to "
+                    "the number of runs"
                 )
             if arm.tuned and RATE in self.changes(arm):
                 raise UserError(

@@ -82,8 +82,8 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
         files = [folder / name for name in EXPORTED if (folder / name).exists()]
         if not files:
             raise UserError(
-                f"{folder} is an export without {' or '.join(EXPORTED)}, as with --format="
-                "stablehlo or onnx; export the run with another --format"
+                f"{folder} is an export without {' or '.join(EXPORTED)}, which --format=stablehlo "
+                "and onnx do not write; export the run with another --format"
             )
         return files[0]
     files = [folder / name for name in FILES if (folder / name).exists()]

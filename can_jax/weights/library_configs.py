@@ -249,10 +249,9 @@ def _timm(config: Facts) -> Stated:
     ]
     if not implied:
         raise UserError(
-            f"the architecture {name!r} is not supported; supported are vit_SIZE_patchN_PX (PX "
-            "also after plus_, 36x1_, clip_ or clip_quickgelu_), vit_SIZE_patchN_dinov2 and _tipsv2"
-            " (also after regN_), deit_SIZE_patchN_PX, deit3_SIZE_patchN_PX, flexivit_SIZE and "
-            "eva_large_patch14_PX, where SIZE has only letters"
+            f"the timm architecture {name!r} is not supported; supported are, for example, "
+            "vit_base_patch16_224, vit_base_patch16_clip_224, vit_base_patch14_reg4_dinov2, "
+            "deit3_base_patch16_224, flexivit_base and eva_large_patch14_196"
         )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS

@@ -139,8 +139,8 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
             )
         raise UserError(
             "no file states the activation of this encoder, which has a LayerNorm before its "
-            "blocks as in CLIP: use a folder with config.json, or set gelu to quick for the models "
-            f"of OpenAI, MetaCLIP and DFN, and to exact for those of OpenCLIP ({_how('gelu')})"
+            "blocks as in CLIP. Use a folder with config.json, or set gelu: quick for the models "
+            f"of OpenAI, MetaCLIP and DFN, exact for those of OpenCLIP ({_how('gelu')})"
         )
     if stated or given is None:
         return weights

@@ -136,7 +136,7 @@ def test_settings_that_change_results_are_compared(tuned, changes, message):
 
 def test_directories_of_other_kinds_are_refused(place):
     config, a = finetuning(place / "imagenet"), str(place / "a")
-    with pytest.raises(UserError, match="their encoder and data are unknown"):
+    with pytest.raises(UserError, match="would state the encoder and data of its"):
         evaluate(config, a, epath.Path(place / "b"))  # of pretraining
     with pytest.raises(UserError, match="holds a fine-tuning run, not a pretraining run"):
         pretrain(small_config(), epath.Path(place / "ft"))
@@ -144,7 +144,7 @@ def test_directories_of_other_kinds_are_refused(place):
     with pytest.raises(UserError, match=r"identity\.json cannot be read"):
         evaluate(config, a, epath.Path(place / "ft"))
     (place / "ft" / IDENTITY).unlink()  # as an older version left it
-    with pytest.raises(UserError, match=r"holds checkpoints but no identity\.json"):
+    with pytest.raises(UserError, match=r"has no identity\.json, which would state"):
         evaluate(config, a, epath.Path(place / "ft"))
 
 
@@ -155,7 +155,8 @@ def test_classifier_is_not_taken_from_an_earlier_run(place):
     (place / "ft" / IDENTITY).write_text(json.dumps(stored))
     config = samples.evaluation("robustness", place / "imagenet", robustness__corruptions="none")
     with pytest.raises(
-        UserError, match=r"classifier\.json belongs to an earlier run in this directory: encoder"
+        UserError,
+        match=r"classifier\.json describes the previous run .*, not the current run: encoder",
     ):
         evaluate(resolve_evaluation(config), str(place / "ft"), epath.Path(place / "out"))
 
@@ -184,7 +185,7 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
         results_of(model, [str(place / "ft")])
     changed(lambda results: None)
     (place / "ft" / IDENTITY).unlink()
-    with pytest.raises(UserError, match=r"has no identity\.json, so results.json may"):
+    with pytest.raises(UserError, match=r"has no identity\.json, which would show"):
         results_of(model, [str(place / "ft")])
     untrained = dataclasses.replace(PROTOCOLS.get("classify"), trains=False)
     with PROTOCOLS.temporarily("classify", untrained):  # the flag decides, not the name

@@ -165,7 +165,7 @@ def test_arm_sets_its_own_learning_rate_but_no_seed():
     rate = {"name": "fast", "group": "", "like": "CAN", "changes": {"optimizer.learning_rate": 0.5}}
     plan = Plan(small_study(arms=(*arms, rate)))
     assert plan.run(plan.arms["fast"], 1e-3, 0).config.optimizer.learning_rate == 0.5
-    with pytest.raises(UserError, match="'fast': changes cannot set the seed"):
+    with pytest.raises(UserError, match="'fast': `changes` cannot set the seed"):
         Plan(small_study(arms=(*arms, rate | {"changes": {"seed": 1}})))
     heir = {"name": "heir", "group": "", "like": "fast", "tuned": True}
     for tuned in ((rate | {"tuned": True},), (rate, heir)):

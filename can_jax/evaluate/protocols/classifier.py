@@ -76,8 +76,8 @@ def open_classifier(
     if trained := read_identity(workdir):
         if lines := differences(card.get("identity", {}), trained):
             raise UserError(
-                f"{workdir}: {CARD} belongs to an earlier run in this directory: {lines[0]}; "
-                "finish the current run, which replaces this file"
+                f"{workdir}: {CARD} describes the previous run in this directory, not the current "
+                f"run: {lines[0]}; finish the current run, which replaces this file"
             )
         identity["trained_from"] = trained["encoder"]
     graph = nnx.graphdef(encoder_network(config))

@@ -99,7 +99,7 @@ SETTINGS: Table = {
     "mixup": Key(0.8, ALPHA, "The alpha of mixup's Beta distribution; 0 disables mixup."),
     "cutmix": Key(1.0, ALPHA, "The alpha of CutMix's Beta distribution; 0 disables CutMix."),
     "label_smoothing": Key(
-        0.1, BELOW_ONE, "The probability mass of a label that is spread evenly over all classes."
+        0.1, BELOW_ONE, "The probability mass that label smoothing spreads evenly over all classes."
     ),
     "randaugment": Key(
         (2, 9.0, 0.5),
