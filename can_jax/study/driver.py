@@ -3,18 +3,19 @@
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from can_jax.checkpoint.lock import InUse, run_lock
+from can_jax.config.durations import TOTAL
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.runtime import environment
 from can_jax.evaluate.measure import MAP, measure
 from can_jax.evaluate.reports.results import write_results
-from can_jax.monitoring.console import plain_console
+from can_jax.monitoring.console import duration, plain_console
 from can_jax.monitoring.figures import figures_by_step
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.objectives import OBJECTIVES
@@ -98,6 +99,15 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "environment": environment(make_mesh(run.config.mesh)),
     }
     return result, pictures
+
+
+def _work_of(config: Mapping[str, Any], flops_per_image: int) -> tuple[str, float]:
+    """Return the key that sets the length of a run, and an amount proportional to its time."""
+    key = next(key for key in TOTAL if config.get(key) is not None)
+    if key == "total_minutes":
+        return key, float(config[key])
+    images = config["batch_size"] if key == "total_steps" else 1
+    return key, float(config[key]) * images * flops_per_image
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
@@ -205,7 +215,7 @@ class Driver:
                 text = json.dumps(result, indent=1) + "\n"
                 replace_text(self.results / f"{run.name}.json", text)
                 scores = (f"{m.title} {m.format(m.of(result))}" for m in self.plan.measures)
-                self._say(f"{run.name}: {', '.join(scores)}")
+                self._say(f"{run.name}: {', '.join(scores)}; {self._remaining()}")
         except InUse:
             return False
         jax.clear_caches()  # The next run compiles other programs.
@@ -256,9 +266,11 @@ class Driver:
         return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """Yield a line of progress per arm, with the number of completed runs. While the best
-        learning rate is unknown, the line has the number of learning rates with a result
-        instead."""
+        """Yield a line of progress per arm, and a line with the remaining runs and their time.
+
+        The line of an arm has the number of completed runs. While the best learning rate is unknown,
+        it has the number of learning rates with a result instead.
+        """
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
                 tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())
@@ -269,3 +281,29 @@ class Driver:
                 rate = run.config.optimizer.learning_rate
                 done = f"{len(self.made(arm))} of {arm.seeds} runs"
                 yield f"{arm.name}: {done}, learning rate {rate:g}"
+        yield self._remaining()
+
+    def _remaining(self) -> str:
+        """Return a line with the number of missing runs, and an estimate of their training time.
+
+        The estimate assumes the median speed of the stored results, in FLOP/s. The time is omitted
+        if a missing run states its length by a key that no stored result uses.
+        """
+        missing = list(self.missing())
+        paces: dict[str, list[float]] = {}
+        for arm in self.plan.arms.values():
+            for result in () if arm.untrained else self.made(arm):
+                if rate := result.get("images_per_second"):
+                    key, work = _work_of(result["config"], result["flops_per_image"])
+                    images = result["steps"] * result["config"]["batch_size"]
+                    paces.setdefault(key, []).append(images / rate / work)
+        line = f"remaining runs: {len(missing)}"
+        works = [
+            _work_of(settings_of(run.config), train_flops_per_image(run.config))
+            for run in missing
+            if not run.arm.untrained
+        ]
+        if not works or not all(key in paces for key, _ in works):
+            return line
+        seconds = sum(statistics.median(paces[key]) * work for key, work in works)
+        return f"{line}, about {duration(seconds)} of training at the speed of the finished runs"

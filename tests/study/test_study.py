@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.evaluate.config import default_evaluation
+from can_jax.monitoring.console import duration
 from can_jax.study import plots
 from can_jax.study.driver import Driver, curves_of
 from can_jax.study.plan import Plan, settings_of
@@ -226,6 +227,24 @@ def test_results_from_before_a_setting_was_added_are_found(tmp_path):
     assert driver.name_of(own.run(own.arms["CAN"], 1e-3, 0)) is None
 
 
+def test_remaining_time_is_that_of_the_finished_runs(tmp_path):
+    plan = Plan(small_study())
+    driver = Driver(plan, epath.Path(tmp_path), epath.Path(tmp_path))
+    run = plan.run(plan.arms["CAN"], 1e-3, 0)
+    steps, batch = run.config.total_steps, run.config.batch_size
+    result = {
+        "config": settings_of(run.config), "steps": steps, "images_per_second": 0.5,
+        "flops_per_image": flops(run.config),
+    }  # fmt: skip
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(result))
+    (other,) = (missing for missing in driver.missing() if not missing.arm.untrained)
+    seconds = steps * batch / 0.5 * flops(other.config) / flops(run.config)
+    assert list(driver.progress())[-1] == (
+        f"remaining runs: 2, about {duration(seconds)} of training at the speed of the finished "
+        "runs"
+    )
+
+
 @pytest.mark.parametrize(("name", "reference"), [("cifar10", "can"), ("paper_noise", "CAN")])
 def test_our_results_are_those_of_the_shipped_study(name, reference, tmp_path):
     ours = epath.Path(ROOT / "benchmarks" / "results" / "study" / name)
@@ -257,6 +276,7 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     plan = Plan(study)
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
     assert list(driver.progress())[2].endswith(": 0 of 1 runs, learning rate 0.001")
+    assert list(driver.progress())[-1] == "remaining runs: 3"
     with pytest.raises(UserError, match="lacks results of the arm 'CAN' at some learning rate"):
         Report(driver, epath.Path(tmp_path / "study.md"))
     driver.work()
@@ -268,6 +288,9 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     assert result["config"]["model"]["mask_ratio"] == 0.75 and result["environment"]["commit"]
     assert [point["step"] for point in result["curves"]] == [0, 2, 4]
     assert {"loss/total", "probe/knn", "embedding/effective_rank"} <= result["curves"][-1].keys()
+
+    assert "; remaining runs: 2" in capsys.readouterr().out
+    assert list(driver.progress())[-1] == "remaining runs: 0"
 
     before = [path.stat().st_mtime_ns for path in files]
     again = Driver(plan, epath.Path(tmp_path / "nowhere"), driver.results)

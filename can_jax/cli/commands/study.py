@@ -4,8 +4,8 @@ Trains and evaluates the runs of a study one after another. The result of each r
 `RUNS/results`, or in the folder of `--results`. Runs that already have a result are skipped.
 Re-running the command after SIGTERM or a kill resumes the interrupted run. If several processes run
 the command at the same time, they divide the runs among themselves. `--pending` lists the finished
-and the remaining runs, without training. `--report=PAGE.md` writes a Markdown page with tables and
-plots of the available results, without training.
+and the remaining runs, and estimates the remaining time, without training. `--report=PAGE.md`
+writes a Markdown page with tables and plots of the available results, without training.
 """
 
 from etils import epath
@@ -24,7 +24,7 @@ _CONFIG = FLAGS.recipe("study")
 _WORKDIR = FLAGS.path("workdir", "The folder in which the run directories are created.")
 _RESULTS = FLAGS.path("results", "The folder of the result files; by default WORKDIR/results.")
 _PENDING = FLAGS.switch(
-    "pending", False, "List the finished and the remaining runs, without training."
+    "pending", False, "List the finished and the remaining runs, with an estimate of their time."
 )
 _REPORT = FLAGS.path(
     "report", "Write the available results to this Markdown file, without training."
