@@ -268,8 +268,8 @@ class Driver:
     def progress(self) -> Iterator[str]:
         """Yield a line of progress per arm, and a line with the remaining runs and their time.
 
-        The line of an arm has the number of completed runs. While the best learning rate is unknown,
-        it has the number of learning rates with a result instead.
+        The line of an arm has the number of completed runs. While its best rate is unknown,
+        the line has the number of learning rates with a result instead.
         """
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
