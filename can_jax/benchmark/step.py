@@ -180,8 +180,8 @@ def check_baseline(config: ConfigDict) -> None:
     names = active(config.objective.to_dict()).keys()
     if names != {"contrastive", "reconstruction", "denoising"}:
         raise UserError(
-            "--peer requires the objectives contrastive, reconstruction and denoising, which the "
-            f"PyTorch baseline computes, but the recipe has {', '.join(names)}"
+            "--peer requires the objectives of the PyTorch baseline (contrastive, reconstruction "
+            f"and denoising), but the recipe has {', '.join(names)}"
         )
     for key, value in BASELINE_SETTINGS.items():
         if value_of(config, key) != value:

@@ -288,8 +288,8 @@ RECIPE: Table = {
         ),
         "rewinds": Key(
             0, Whole(0, 10**6),
-            "The maximum number of rollbacks. Each restores a checkpoint before a loss spike, and "
-            "skips the images up to the spike. A further spike stops the run. 0 only logs spikes.",
+            "The maximum number of rollbacks. Each restores a checkpoint from before a loss spike, "
+            "and skips the images up to it. A further spike stops the run. 0 only logs spikes.",
         ),
     },
     "check_replicas": Key(

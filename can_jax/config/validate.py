@@ -147,7 +147,7 @@ def check_encoder(config: ConfigDict) -> None:
     for name in ("mean", "std"):
         check(
             len(config.augment[name]) == config.data.channels,
-            f"augment.{name} has {len(config.augment[name])} values, "
+            f"augment.{name} has {len(config.augment[name])} values, but "
             f"data.channels={config.data.channels}: give a value for each channel",
         )
 

@@ -84,7 +84,7 @@ def test_an_evaluation_on_other_data_is_that_of_the_run(places, tmp_path):
         ({"model.width": 25}, "config.model.width=25: give a whole number"),
         ({"model.heads": 5}, "config.model.heads=5 does not divide model.width=24"),
         ({"augment.std": [0.2, 0.0, 0.2]}, r"config.augment.std=\(0.2, 0.0, 0.2\): give"),
-        ({"augment.mean": [0.2]}, "config.augment.mean has 1 values, data.channels=3"),
+        ({"augment.mean": [0.2]}, "config.augment.mean has 1 values, but data.channels=3"),
         ({"data.image_size": 0}, "config.data.image_size=0: give"),
     ],
 )

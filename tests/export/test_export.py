@@ -409,7 +409,9 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp
     assert "\nlicense: mit\n" in stated and "| data | a million shapes |" in stated
     assert "| knn | knn_20 | 61.25 | folder |" in text and "| a | 1.0e-07 |" in text
     assert "ViT (24 wide, 2 blocks, 3 heads), patches of 4," in text and 'can_jax.load(".")' in text
-    with pytest.raises(UserError, match=r"other belongs to other weights: .*, step 3"):
+    with pytest.raises(
+        UserError, match=r"other belongs to weights other than the exported ones: .*, step 3"
+    ):
         results_of(model, [str(tmp_path / "other")])
     with pytest.raises(UserError, match=r"holds no results\.json"):
         results_of(model, [str(tmp_path)])
