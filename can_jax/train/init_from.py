@@ -44,17 +44,17 @@ def initial_weights(
         mesh: The device mesh on which the parameters are sharded.
         variant: The options of this run's encoder, such as its GELU approximation.
         statistics: The batch statistics of the network. If ``statistics`` holds a fixed whitening
-            map, the loaded patch embedding is converted so that, with this map, it yields the same
-            tokens.
+            map, the loaded patch embedding is converted to take whitened patches; its tokens remain
+            those of the source.
         normalization: The ``mean`` and ``std`` by which this run normalizes images. If None, the
-            notes name the normalization of the weights without a comparison.
+            notes state the normalization of the weights, but do not compare it to that of this run.
 
     Returns:
         The updated parameters, and lines to print about loaded, missing and unused arrays.
 
     Raises:
-        UserError: The source cannot be read, its encoder does not match, or none of its arrays
-            matches.
+        UserError: The source cannot be read, its encoder does not match this run's, or it has no
+            array that fits this run.
     """
     location, at = find_checkpoint(source, "config.init_from=")
     notes: list[str] = []
@@ -112,9 +112,9 @@ def _of_weights(
 ) -> tuple[Flat, list[str]]:
     """Return the arrays of a weights file under this project's names, and notes to print.
 
-    A parameter is converted if the file contains all arrays of which it consists. Unused arrays
-    outside the encoder keep the names that they have in the file. ``weights`` is the result of
-    `read_weights`; the other arguments are those of `initial_weights`.
+    A parameter is converted if the file holds all arrays from which the parameter is assembled.
+    Unused arrays outside the encoder keep the names that they have in the file. ``weights`` is the
+    result of `read_weights`; the other arguments are those of `initial_weights`.
 
     Raises:
         UserError: An encoder array of the file would be unused, or does not match this encoder.
@@ -151,11 +151,11 @@ def _of_weights(
 
 
 def _differences(stated: Stated, variant: Variant, normalization: Facts | None) -> list[str]:
-    """Return notes on settings that arrays do not show and that differ between weights and run.
+    """Return notes on differences between the weights and this run that the arrays do not show.
 
     Args:
-        stated: The facts about the weights: ``gelu``, ``options``, and ``mean`` and ``std`` if
-            stated.
+        stated: The known facts about the weights, such as ``gelu``, ``options``, ``mean`` and
+            ``std``.
         variant: The options of this run's encoder.
         normalization: The ``mean`` and ``std`` of this run, or None; see `initial_weights`.
     """
@@ -178,7 +178,7 @@ def _differences(stated: Stated, variant: Variant, normalization: Facts | None) 
 
 
 def _different_options(facts: Facts, variant: Variant) -> list[str]:
-    """Return notes on options, such as the GELU, that differ between the weights and this run."""
+    """Return notes on encoder options that differ between the weights and this run."""
     options = dataclasses.asdict(PLAIN) | facts.get("options", {})
     if options["pre_norm"] and facts.get("gelu") is None:
         return [
@@ -212,7 +212,7 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     run.
 
     Args:
-        weights: The weights and the options read from the file.
+        weights: The weights and their options, as returned by `read_weights`.
         parameters: The parameters of this run, to which the weights are compared.
         notes: A list of notes to print. If the weights have no position embedding to compare, a
             note is appended.

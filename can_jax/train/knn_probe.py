@@ -31,8 +31,8 @@ class KnnProbe:
     """A kNN classifier of test images, with labeled training images as its bank.
 
     The queries are up to ``probe.queries`` images of the split ``probe.split``. The bank holds up
-    to ``probe.bank`` images of the split ``data.split``. The classes are those of the bank, and no
-    example is both a query and in the bank.
+    to ``probe.bank`` images of the split ``data.split``. The classes to predict are those of the
+    bank. No example is in both the bank and the queries.
 
     Args:
         config: The resolved configuration.
@@ -88,7 +88,7 @@ class KnnProbe:
     def _features(
         self, extractor: FeatureExtractor, state: Any
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return two pairs of features and labels, for the bank and for the queries."""
+        """Return the features and labels of the bank, then those of the queries."""
         parts = []
         for part, examples in self._parts:
             features, labels, _ = extractor(state, examples)

@@ -80,7 +80,7 @@ class Logger(Protocol):
         ...
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line early if the first regular status line takes long."""
+        """Print an early status line if the first regular one has not appeared for some time."""
         ...
 
 
@@ -111,7 +111,8 @@ class Loop:
         pace: The `Pace` of a timed run, which estimates the last step; None for other runs.
         end_seconds: The longest time in seconds that the evaluations of one step have taken so far.
             A timed run reserves ``end_seconds`` for the evaluations after its last step.
-        stopped: Whether a stop signal ended the loop, so the evaluations due then were skipped.
+        stopped: Whether a stop signal ended the loop. If True, the evaluations due at the last
+            completed step were skipped.
     """
 
     step: Steps
@@ -138,7 +139,7 @@ class Loop:
         """Train from ``step`` until the last step or a stop signal.
 
         Args:
-            step: The number of steps already taken, after which the train state is ``state``.
+            step: The number of steps that the run has already taken.
             state: The train state; its buffers are donated.
 
         Returns:
@@ -226,9 +227,8 @@ class Loop:
     def _minutes_passed(self, step: int) -> bool:
         """Return whether a time-based checkpoint is due. Collective: every process must call this.
 
-        The clock of process 0 determines the result. With several processes, the result is True
-        only at log steps, since agreement blocks each process until all processes have reached the
-        step.
+        The clock of process 0 determines the result. With several processes, the result can be True
+        only at log steps, since the processes wait for one another to agree.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes
@@ -293,7 +293,7 @@ class Loop:
         return target
 
     def _go_back(self, step: int, target: int, state: TrainState) -> tuple[int, TrainState]:
-        """Roll back to the checkpoint of step ``target``, and skip the batches since then.
+        """Roll back to the checkpoint of step ``target``, and skip the batches of the undone steps.
 
         Collective: every process must call this.
         """
@@ -321,8 +321,8 @@ class Loop:
     def _stop_broken(self, step: int, state: TrainState, batch: Batch) -> None:
         """Write the dump of a failed step, and raise `UserError` to end the run.
 
-        The dump holds the latest step, since the batches of earlier steps are no longer in memory.
-        Collective: every process must call this.
+        The dump holds the latest step, since the batches of the earlier failed steps are no longer
+        in memory. Collective: every process must call this.
         """
         self.lock.check_together()
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config

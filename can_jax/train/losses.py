@@ -1,4 +1,4 @@
-"""CAN on one page (arXiv 2210.16870): from a batch of images to the loss and its gradients.
+"""The CAN algorithm (arXiv 2210.16870), from a batch of images to the loss and its gradients.
 
 1. Views: `prepare` applies the color augmentation to the crops from the host, and cuts the crops
    into patches.
@@ -50,7 +50,7 @@ Embeddings = Float[Array, "rows width"]
 
 
 class Noise(NamedTuple):
-    """Gaussian noise with a separate noise level for each row, which is one view of an image.
+    """Gaussian noise with one noise level per row; a row is one view of an image.
 
     Attributes:
         sigma: The noise level of each row, a standard deviation in normalized pixel units.
@@ -136,7 +136,7 @@ def loss_and_gradients(
             fixed map of the patch embedding, if any.
         batch: A global batch of images.
         step: The training step, from which the random keys of the batch are derived.
-        teacher: The parameters of the teacher's encoder, if an objective reads its tokens.
+        teacher: The teacher's parameters from `Step.teacher`; None without a teacher.
 
     Returns:
         The loss, metrics, batch statistics and gradients, and the pooled embedding of each view.

@@ -2,9 +2,9 @@
 
 In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature,
 and 5 bytes per entry of the attention matrices (arXiv 2205.05198, equation 1). Programs compiled by
-XLA take 7 bytes per entry of the attention matrices. `FACTORS` were chosen so that the estimate is
-an upper bound for ViT-S, B and L at 224 px, as compiled by XLA for an H100. `can_jax.plan` compiles
-the step and reports the memory that the compiler assigns.
+XLA take 7 bytes instead of 5 per entry of the attention matrices. `FACTORS` were chosen so that the
+estimate is an upper bound for ViT-S, B and L at 224 px, as compiled by XLA for an H100.
+`can_jax.plan` compiles the step and reports the memory that the compiler assigns.
 """
 
 import math

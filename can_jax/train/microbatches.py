@@ -1,19 +1,19 @@
 """Gradient accumulation over microbatches.
 
 A row is one view of an image. Losses that are means over rows can be averaged over microbatches. A
-contrastive loss cannot be averaged, since it compares all rows of the batch, and BatchNorm in its
-projector normalizes over all rows.
+contrastive loss cannot be averaged, since it compares all rows of the batch. BatchNorm in the
+contrastive projector also normalizes over all rows.
 
 With `accumulation.negatives='batch'`, a contrastive loss is computed as in GradCache (arXiv
 2101.06983). First, the embeddings of all microbatches are computed without gradients. Second, the
 contrastive loss of the whole batch is computed, with its gradient with respect to the embeddings.
-Third, each microbatch is run again, to backpropagate its other losses and the gradient of its
-embeddings. Up to rounding, GradCache gives the gradients of the whole batch. GradCache costs one
-more forward pass of the encoder.
+Third, each microbatch is run again, to backpropagate its noncontrastive losses and the gradient of
+its embeddings. Up to rounding, GradCache gives the gradients of the whole batch. GradCache costs
+one more forward pass of the encoder.
 
 `accumulation.negatives='microbatch'` needs no extra forward pass, but compares each row only with
-its own microbatch. With microbatch negatives, BatchNorm also normalizes over one microbatch, so the
-loss differs from that of the CAN paper.
+the rows of its microbatch. With microbatch negatives, BatchNorm also normalizes over one
+microbatch, so the loss differs from that of the CAN paper.
 """
 
 from typing import Any, NamedTuple
@@ -189,5 +189,5 @@ class _Run(NamedTuple):
 
 
 def _zeros(parameter: Array) -> Array:
-    """Return a zero-initialized gradient accumulator for a parameter, in at least float32."""
+    """Return zeros of a parameter's shape to accumulate gradients, in float32 or a wider type."""
     return jnp.zeros_like(at_least_float32(parameter))

@@ -36,7 +36,8 @@ class Used(NamedTuple):
         allowed: The time limit in seconds with which the run was last started.
         last_step: The last step of the run, or None if the run has not reached it.
         evaluation_seconds: The longest time in seconds that the evaluations of one step took.
-        step_seconds: The seconds per step at the time of the longest evaluations; 0 without any.
+        step_seconds: The seconds per step at the time of the longest evaluations; 0 before the
+            first evaluations.
     """
 
     seconds: float = 0.0
@@ -122,8 +123,7 @@ class Pace:
         return np.float32(position + (TIMED_STEPS - position) * max(share, 0.0))
 
     def state(self, step: int) -> dict[str, float]:
-        """Return the JSON values that the checkpoint of ``step`` stores, from which a resumed run
-        continues."""
+        """Return the JSON values to store in the checkpoint of ``step``, for resuming the run."""
         return {"position": float(self.position(step)), "allowed": self._allowed}
 
     def used(self) -> float:
@@ -155,7 +155,7 @@ class Pace:
                 evaluations.
             evaluation: The longest time in seconds that the evaluations of one step took in this
                 start. The estimate reserves ``evaluation`` seconds for the evaluations after the
-                last step, and more if the machine has become slower.
+                last step, and more if steps have become slower since the longest evaluations.
         """
         if self._fixed or step < self._next or step >= self.total:
             return

@@ -64,8 +64,8 @@ def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
-    """Return the number of batches that hold `IMAGES` images, or ``examples`` images if that is
-    less."""
+    """Return the number of batches that hold `IMAGES` images, or all ``examples`` images if there
+    are fewer."""
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 
 

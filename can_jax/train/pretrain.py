@@ -91,7 +91,7 @@ def pretrain(
 
 @contextlib.contextmanager
 def explained_memory(config: ConfigDict) -> Iterator[None]:
-    """Convert an out-of-memory error of a device to a `UserError` with settings that may fit.
+    """Convert an out-of-memory error to a `UserError` that suggests settings that need less memory.
 
     Args:
         config: The resolved configuration of the run.
@@ -202,7 +202,7 @@ class Pretraining:
         return patch_moments(self.config, self.source, self.mesh)
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """Return the state with the whitening map and the weights of ``init_from`` if configured.
+        """Set the whitening map and the ``init_from`` weights, if configured, and return the state.
 
         Collective: every process must call this.
         """
@@ -242,13 +242,15 @@ def continued(
 ) -> ConfigDict:
     """Return the configuration with which a run starts or resumes.
 
-    On a resume, config keys that did not exist when the run began keep the behavior of that time.
+    On a resume, config keys that did not exist when the run began get values that preserve the
+    run's behavior.
 
     Args:
         config: The resolved configuration of this start.
         workdir: The run directory, which need not exist yet.
-        given: The dotted config keys that the command line sets; their values take precedence.
-        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` whose settings may differ.
+        given: The dotted config keys that the command line sets; their values in ``config`` are
+            kept.
+        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` that this resume may change.
 
     Raises:
         UserError: The stored configuration cannot be read or is invalid, or a setting differs that
@@ -315,8 +317,8 @@ def check_labels(config: ConfigDict, source: Any) -> None:
 
 
 def _is_labeled(config: ConfigDict, source: Any) -> bool:
-    """Return whether the data has labels. Streamed data has labels if one of its first `SAMPLE`
-    examples has one."""
+    """Return whether the data has labels. Streamed data counts as labeled if any of the first
+    `SAMPLE` examples has a label."""
     if source.parts:
         return bool(source.label_names)
     if not config.data.streaming:
@@ -326,7 +328,8 @@ def _is_labeled(config: ConfigDict, source: Any) -> bool:
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
-    """Log a warning if a batch draws more images than a data set or a part of a mixture has."""
+    """Log a warning if a data set, or a part of a mixture, has fewer images than a batch draws from
+    it."""
     contrastive = config.objective.contrastive
     if contrastive.weight and not (contrastive.supervised or contrastive.exclude_copies):
         compared = config.batch_size

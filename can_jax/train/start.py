@@ -113,8 +113,8 @@ def restore_or_begin(
         restored step is below ``first`` if only an earlier checkpoint matches the model.
 
     Raises:
-        UserError: No checkpoint matches the model; the seed, batch size or data differs; or the
-            weights of ``init_from`` cannot be used.
+        UserError: No checkpoint matches the model; the seed, batch size or data differs from the
+            checkpoint's; or the weights of ``init_from`` cannot be used.
     """
     if not first:
         with section("initializing the state", timeout):

@@ -72,8 +72,8 @@ class TrainState:
             parameters: The updated parameters.
             batch_stats: The updated batch statistics.
             optimizer: The updated optimizer state.
-            bounded: Whether a finite gradient always gives a finite update, so that parameters and
-                optimizer state need no check.
+            bounded: Whether a finite gradient always gives a finite update. If True, parameters and
+                optimizer state are not checked.
         """
         finite &= all_finite(batch_stats if bounded else (parameters, batch_stats, optimizer))
         return TrainState(
@@ -243,7 +243,7 @@ class Step:
         return state.optimizer["average"] if self.averages else state.parameters
 
     def started(self, state: TrainState, parameters: Tree) -> TrainState:
-        """Return the state with new parameters, to which the moving average, if any, is reset."""
+        """Return the state with new parameters; the moving average, if any, is reset to them."""
         state = dataclasses.replace(state, parameters=parameters)
         if self.averages:
             copied = jax.tree.map(jnp.copy, parameters)  # the step donates both
@@ -267,7 +267,7 @@ def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Ste
     Args:
         config: The resolved configuration.
         schedule: A function from the step number to the learning rate. The default, a constant 0,
-            is for train steps that are compiled, timed or restored but not trained.
+            suffices to compile or time a step, or to restore a state.
 
     Raises:
         UserError: A pattern in ``config.optimizer`` matches no parameter, or all parameters are

@@ -39,7 +39,7 @@ class Training(Protocol):
         ...
 
     def identity(self) -> Identity | None:
-        """Return the run's identity, which must be equal at a resume; None skips the check."""
+        """Return the run's identity, which a resume must not change; None disables this check."""
         ...
 
     @property
