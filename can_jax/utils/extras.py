@@ -88,7 +88,7 @@ def require_input() -> None:
 
 
 def unused_accelerator(platforms: str | None) -> str | None:
-    """Return a warning if the machine has an accelerator that JAX does not use, or None.
+    """Return a warning about an accelerator of this machine that JAX does not use, or None.
 
     Call this function only if JAX runs on the CPU.
 

@@ -61,7 +61,7 @@ def checked_path(path: "str | os.PathLike[str]", web: bool = False) -> str:
 
     Args:
         path: The path of a file or folder, or a URL.
-        web: Whether the path may be on a web server, which holds data sets but no run directories.
+        web: Whether to allow URLs of web servers, as for data sets but not for run directories.
 
     Raises:
         UserError: The path is empty or has a null character, the scheme of the URL is not
@@ -82,8 +82,8 @@ def checked_path(path: "str | os.PathLike[str]", web: bool = False) -> str:
 
 
 def check_directory(path: "str | os.PathLike[str]", option: str = "") -> None:
-    """Check that a local directory can be written, or created with its parents, without creating
-    it. URLs are not checked.
+    """Check that a local directory is writable, or can be created with its parents; create nothing.
+    URLs are not checked.
 
     Args:
         path: The path of the directory.
@@ -103,8 +103,7 @@ def check_directory(path: "str | os.PathLike[str]", option: str = "") -> None:
 def check_file(
     path: "str | os.PathLike[str]", option: str = "", *, create_parents: bool = True
 ) -> None:
-    """Check that a local file can be created or replaced, without changing it. URLs are not
-    checked.
+    """Check that a local file can be created or replaced; change nothing. URLs are not checked.
 
     Args:
         path: The path of the file.
@@ -183,7 +182,7 @@ def replacing(path: PathT, suffix: str = ".tmp") -> Iterator[PathT]:
             the same time need different suffixes.
 
     Yields:
-        The path of the temporary file, in the same folder.
+        The path of the temporary file, in the folder of ``path``.
 
     Raises:
         OSError: The temporary file cannot be renamed.

@@ -43,15 +43,15 @@ def nearest(
 ) -> str | None:
     """Return the option that a name most likely means, or None.
 
-    Options that equal the name or a synonym of it come first, then options that contain all words
-    of the name, then options with a similar spelling. For a dotted name, options in the block of
-    that name are preferred.
+    Options that equal the name or a synonym come first, then options that contain all words of the
+    name, then options spelled similarly. For a dotted name, such as ``optimizer.lr``, options in
+    the block ``optimizer`` are preferred.
 
     Args:
         name: The name that the user gave, such as ``lr`` or ``config.optimizer.lr``.
         options: The names of the valid options.
         prefix: A prefix of options, such as ``config.``, which the name can omit.
-        others: The names of blocks whose options come last, unless ``name`` begins with the block.
+        others: The names of blocks whose options come last, unless ``name`` begins with that block.
     """
     name = name.replace("-", "_").lower().removeprefix(prefix)
     keys = {option.removeprefix(prefix): option for option in options}

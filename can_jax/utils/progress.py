@@ -99,7 +99,8 @@ class Phase:
         """Return whether to print now.
 
         The first update is due `FIRST_SECONDS` after the start of the operation. A later update is
-        due if nothing was printed for `PERIOD` seconds, even during short nested operations.
+        due if nothing was printed for `PERIOD` seconds. No update is due during a nested operation
+        that has lasted for `FIRST_SECONDS`.
         """
         lasting = [phase for phase in _active if phase.seconds >= FIRST_SECONDS]
         if not lasting or lasting[-1] is not self:
@@ -188,7 +189,7 @@ def _usual(key: str) -> float | None:
 
 
 def _record(key: str, seconds: float) -> None:
-    """Store the duration of an operation in the user's cache, unless writing fails."""
+    """Store the duration of an operation in the user's cache; ignore a failed write."""
     cache = user_cache()
     if cache is None:
         return

@@ -1,5 +1,5 @@
-"""Suppression of errors that background threads log after a failed save, and removal of the handler
-that absl adds to the root logger.
+"""Suppression of errors that background threads log after a failed save, and a temporary handler
+that keeps absl from adding its own to the root logger.
 
 `Checkpointer` already reports a failed save.
 """
@@ -17,8 +17,8 @@ def silence_threads() -> Callable[[], None]:
     """Suppress the errors of abandoned checkpoint writes; return a function that undoes this.
 
     This function changes the level of the logger ``asyncio``, the warning filters and
-    `sys.unraisablehook`. Commands do not undo these changes; otherwise, abandoned writes could log
-    errors when the process exits, after a command's last message.
+    `sys.unraisablehook`. Commands do not undo these changes, since abandoned writes can log errors
+    until the process exits.
     """
     asyncio_logger = logging.getLogger("asyncio")
     level, usual = asyncio_logger.level, sys.unraisablehook

@@ -39,10 +39,10 @@ class Registry(Generic[T]):
     def register(self, name: str, value: Any = MISSING) -> Any:
         """Add a value and return it, or return a decorator that adds a function or class.
 
-        A module can register its own names again, as when it is executed a second time.
+        A module can register its own names again, for example when it is executed a second time.
 
         Args:
-            name: The name by which a configuration selects the value, a Python identifier.
+            name: The name, a Python identifier, by which a configuration selects the value.
             value: The value to add. Without a value, a decorator is returned.
 
         Raises:

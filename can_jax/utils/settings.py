@@ -30,7 +30,7 @@ def is_finite(value: int | float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of a value for a message, without the middle of a long text."""
+    """Return the `repr` of a value for a message; the middle of a long text is omitted."""
     try:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4,300 digits

@@ -73,8 +73,9 @@ def import_ahead() -> None:
 def _load_triton() -> None:
     """Load the shared library of Triton if it is installed.
 
-    timm, transformers and `torch.compile` import Triton. Loading the library of Triton 3.8 after
-    that of TensorFlow 2.21 ends the process with a segmentation fault; the other order works.
+    The libraries `timm` and `transformers`, and `torch.compile`, import Triton. Loading the library
+    of Triton 3.8 after that of TensorFlow 2.21 ends the process with a segmentation fault; the
+    other order works.
     """
     spec = importlib.util.find_spec("triton")
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -85,10 +86,10 @@ def _load_triton() -> None:
 
 @contextlib.contextmanager
 def _import_settings() -> Iterator[None]:
-    """Set environment variables that TensorFlow reads during its import, and restore them.
+    """Set environment variables that TensorFlow reads during its import; restore them at the end.
 
-    If the legacy Keras is selected but not installed, TensorFlow does not import Keras, which would
-    take most of the import time. `tf.keras` is available after the context ends. Child
+    If the legacy Keras is selected but not installed, TensorFlow does not import Keras. Importing
+    Keras would take most of the import time. `tf.keras` is available after the context ends. Child
     processes of the calling program must not inherit these variables.
     """
     with restored_environment(*SETTINGS, *SET_BY_IMPORT):

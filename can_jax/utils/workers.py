@@ -48,7 +48,7 @@ class Workers(NamedTuple):
 
         Raises:
             UserError: Ray is not installed, the cluster cannot be reached or has another version of
-                can_jax, or the cluster lost the same unit more than `RETRIES` times.
+                can_jax, or the cluster lost a unit of work more than `RETRIES` times.
         """
         if self.cluster is not None:
             return self._on_cluster(self.cluster, function, items, gpu)
