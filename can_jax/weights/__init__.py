@@ -1,1 +1,1 @@
-"""Reading and naming of encoder weights in the layouts of other libraries."""
+"""Readers of encoder weights, and conversions to and from the layouts of other libraries."""

@@ -79,7 +79,8 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
 
 
 def fits_table(positions: np.ndarray, width: int) -> bool:
-    """Return whether positions (1, tokens, width) are the fixed sin-cos positions of any grid."""
+    """Return whether ``positions`` is the fixed sin-cos table of any grid; see
+    `grid_of_positions`."""
     return width % 4 == 0 and _nearest_table(positions, width)[0] is not None
 
 

@@ -152,7 +152,7 @@ BIG_VISION_BLOCK = "params/Transformer/encoderblock_{}/"
 def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
     """Convert an encoder to the flat npz layout of big_vision with `pool_type="tok"`.
 
-    The positions in this layout cover the patches only.
+    In this layout, only the patches have position embeddings.
 
     Args:
         arrays: The arrays under MAE's names.
@@ -225,7 +225,7 @@ def from_big_vision(arrays: Arrays) -> Arrays:
 
     Raises:
         UserError: The encoder has no class token.
-        KeyError: Another array is missing.
+        KeyError: An array other than the class token is missing.
         ValueError: An array has an unexpected shape.
     """
     rest = _big_vision_names(arrays)

@@ -85,8 +85,8 @@ class Stated(NamedTuple):
 
     Attributes:
         facts: The value of each fact, by its name in an export's manifest. A mean or std of None
-            means that the stated normalization is missing or does not apply to images in [0, 1]. A
-            gelu of None means that timm computes another form of GELU than the training used.
+            means that the processor file states no value for images in [0, 1]. A gelu of None means
+            that timm computes another form of GELU than the training used.
         keys: The file and key that state each fact, or the reason for a value of None.
     """
 

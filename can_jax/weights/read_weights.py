@@ -104,8 +104,8 @@ def complete(
         heads: The number of attention heads; must equal the number that the files state, if any.
         mean, std: The mean and standard deviation of images in [0, 1], each as one number or as one
             number per channel.
-        image_size: The size (height, width) in pixels, used only if neither positions nor files
-            determine the size.
+        image_size: The size (height, width) in pixels, used only if neither the position embedding
+            nor a file determines the size.
         gelu: The form of GELU, a key of `FORMS`; must equal the form that the files state, if any.
 
     Raises:

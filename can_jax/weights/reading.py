@@ -122,8 +122,8 @@ def _one_file(path: epath.Path) -> OneFile:
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """Widen 16-bit floats to float32, which is lossless. Refuse NaN and infinity, and values that
-    are infinite in float32."""
+    """Widen 16-bit floats to float32, which is lossless. Refuse NaN, infinity, and values that
+    would become infinite in float32."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
         array = array.view(ml_dtypes.bfloat16)  # NumPy's files have no name for bfloat16.
     if array.dtype in (np.float16, ml_dtypes.bfloat16):
@@ -192,9 +192,8 @@ def read_contents(path: epath.Path) -> Contents:
     """Read a weight file, or all shards that a ``*.index.json`` lists.
 
     Raises:
-        UserError: The file has an unsupported suffix, is one shard of several, cannot be read,
-            holds a value that is not finite, holds several encoders, or lacks an array that its
-            layout requires.
+        UserError: The file has an unsupported suffix, is one shard of several, or cannot be read. A
+            required array is missing, a value is not finite, or the file holds several encoders.
     """
     if path.name.endswith(INDEX):
         contents = OneFile(_shards(path), {})

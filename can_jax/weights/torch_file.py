@@ -107,7 +107,7 @@ class _Storages:
         return np.array(view)
 
     def _bytes(self, member: zipfile.ZipInfo) -> bytes | memoryview:
-        """Return the content of a storage; verify the checksum on the first call."""
+        """Return the content of a storage; verify its checksum when the storage is first read."""
         if member.filename in self._verified:
             lengths = self._content[member.header_offset + 26 : member.header_offset + 30]
             start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))

@@ -81,7 +81,7 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
 
 
 def _add_biases(arrays: Arrays, depth: int, stated: Stated, pre_norm: bool) -> None:
-    """Add zeros for absent biases, so that all encoders have the same arrays.
+    """Add zeros for absent biases that this project's encoder always has.
 
     The biases of queries, keys and values are added if no block has them. A bias of the patch
     embedding is added only for the option ``pre_norm``.
