@@ -194,7 +194,7 @@ def test_index_that_is_not_of_the_data_is_refused(tmp_path):
         open_tfrecord(str(tmp_path), "train")
     path.write_bytes(content)
     write_tfrecord(tmp_path / "train-2.tfrecord", IMAGES[:1])
-    with pytest.raises(UserError, match=r"only one of the two contains train-2\.tfrecord"):
+    with pytest.raises(UserError, match=r"only one of them contains train-2\.tfrecord"):
         open_tfrecord(str(tmp_path), "train")
 
 

@@ -56,7 +56,7 @@ def test_integer_labels_and_lists_that_do_not_fit(tmp_path, caplog):
     assert opened(tmp_path, labels=str(good)).label_names == ("a", "b")
     assert "names no image" in caplog.text
     good.write_text("a,b\nx,7\n")
-    with pytest.raises(UserError, match="has the columns a, b; it needs a column of file names"):
+    with pytest.raises(UserError, match="has the columns a, b; it needs a column with file names"):
         read_label_list(str(good))
     with pytest.raises(UserError, match=r"none\.csv cannot be read"):
         read_label_list(str(tmp_path / "none.csv"))

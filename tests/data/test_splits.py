@@ -241,7 +241,7 @@ def test_classes_below_the_splits_of_several_folders(tmp_path, caplog):
     put(tmp_path, "x/train/a/0.png", "x/val/a/1.png", "y/train/b/2.png", "y/val/a/3.png")
     assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
     assert open_folder(str(tmp_path), "val").label_names == ("a",)
-    assert "classes are the folders directly below the folders of the split" in caplog.text
+    assert "the class of an image is the folder below its split folder" in caplog.text
 
 
 @pytest.mark.parametrize(

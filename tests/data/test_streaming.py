@@ -84,7 +84,7 @@ def test_another_number_of_processes_begins_the_next_epoch(caplog):
     states = [[9, 1, 3, 1, 2, 4, 1, 2], [9, 0, 4, 0, 0, 9, 0, 2]]
     assert resumed(states, [0, 2], 1, 2) == (4, 0, 0, 9)
     assert resumed(states, [0, 3], 0, 3) == (5, 0, 0, 0)
-    assert "batch has changed from 2 to 3: streaming" in caplog.text
+    assert "load a batch has changed from 2 to 3: streaming" in caplog.text
     assert "resumes at the start of epoch 5" in caplog.text
     assert resumed(None, [0, 1], 0, 1) == START
 
@@ -327,5 +327,5 @@ def test_compressions(tmp_path, contents, kind, how):
 
 def test_chunk_without_any_image_stops_the_run(tmp_path):
     config = shards(tmp_path, "tfrecord", [b"broken"] * 21)
-    with pytest.raises(UserError, match="every image of some part of a batch is undecodable"):
+    with pytest.raises(UserError, match="all images in one part of a batch, and all"):
         labels_of(config)

@@ -360,7 +360,7 @@ def write_shards(
     }  # fmt: skip
     note = target / f"{split}.json"
     if note.exists() and plan | json.loads(note.read_text()) != plan:
-        raise UserError(f"{note} does not match the shards to be written; give another folder")
+        raise UserError(f"{note} does not match the shards to be written; give another TO")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
         raise UserError(

@@ -83,8 +83,8 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
         if file is None or label is None:
             raise UserError(
                 f"{shown(path)} has the columns {', '.join(map(shown, columns))}; "
-                f"it needs a column of file names, such as {FILES[0]!r}, and one of labels, "
-                f"such as {LABELS[0]!r}"
+                f"it needs a column with file names, titled {FILES[0]!r} for example, and a "
+                f"column with labels, titled {LABELS[0]!r} for example"
             )
         value = str(columns[label]).strip()
         if label == KAGGLE:

@@ -251,8 +251,8 @@ class StreamingLoader(Loader):
         self.skipped += int((host["attempt"] > 0).sum())
         if (host["attempt"] == NOTHING).any():
             raise UserError(
-                "every image of some part of a batch is undecodable, and so is every substitute "
-                "from the shuffle window; the log names the images"
+                "all images in one part of a batch, and all their substitutes from the shuffle "
+                "window, are undecodable; the log names the images"
             )
 
     @property
@@ -294,7 +294,7 @@ def resumed(
         return tuple(own[2:6])
     epoch = max(state[2] for state in states) + 1
     logging.warning(
-        "the number of processes that load different rows of a batch has changed from %d to %d: "
+        "the number of parts in which the processes load a batch has changed from %d to %d: "
         "streaming resumes at the start of epoch %d",
         divided, share[1], epoch,
     )  # fmt: skip

@@ -296,9 +296,9 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     if all(below):
         if len(set(tops)) > 1:
             logging.warning(
-                "classes are the folders directly below the folders of the split, such as %s in "
-                "%s, not the top-level folders. To read only one top-level folder, set "
-                "config.data.path to it",
+                "the class of an image is the folder below its split folder, such as %s in %s, not "
+                "its top-level folder. To read only one top-level folder, set config.data.path to "
+                "it",
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below

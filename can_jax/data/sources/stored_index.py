@@ -52,8 +52,8 @@ def stored_table(
     sizes = dict(zip(shards, current.tolist(), strict=True))
     if unmatched := sorted(sizes.keys() ^ facts["sizes"].keys()):
         raise UserError(
-            f"{folder} does not match the data: only one of the two contains {unmatched[0]}; "
-            f"{REBUILD}"
+            f"the index {folder} does not match the data: only one of them contains "
+            f"{unmatched[0]}; {REBUILD}"
         )
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
@@ -103,13 +103,14 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
     """
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
-            "%s was written by an older version, which missed images in tars and distinguished "
-            "fewer splits; %s, which changes the order of examples", index, REBUILD,
+            "the index %s was written by an older version of can_jax, which missed images in tars "
+            "and distinguished fewer splits; %s, which changes the order of examples",
+            index, REBUILD,
         )  # fmt: skip
     if facts.get("undecodable"):
         logging.warning(
-            "%s leaves out %d images that could not be decoded when it was built; its "
-            "undecodable.txt lists the reasons", index, facts["undecodable"],
+            "the index %s leaves out %d images that could not be decoded when it was built; the "
+            "file undecodable.txt in the index lists the reasons", index, facts["undecodable"],
         )  # fmt: skip
     if folder is not None and facts["label_names"] and not is_remote(folder):
         classes = set(facts["label_names"])
@@ -117,6 +118,7 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
         if new := sorted(name for name in folders - classes if not name.startswith(".")):
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(
-                "%s lacks %d folders, such as %s, which are now beside the class folders; %s",
+                "the index %s lacks %d folders, such as %s, which are now beside the class "
+                "folders; %s",
                 index, len(new), ", ".join(names), REBUILD,
             )  # fmt: skip
