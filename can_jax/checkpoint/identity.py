@@ -99,9 +99,8 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         )
     if stored is None:
         raise UserError(
-            f"--workdir={workdir} has no {IDENTITY}, which would state the encoder and data of its "
-            "checkpoints: they come from pretraining or from an older version; give another "
-            "--workdir"
+            f"--workdir={workdir} holds checkpoints but no {IDENTITY}, so they were written by "
+            "pretraining or by an older version of can_jax; give another --workdir"
         )
     if lines := differences(stored, identity):
         more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""

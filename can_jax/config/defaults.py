@@ -283,7 +283,7 @@ RECIPE: Table = {
         ),
         "steps": Key(
             10, OR_NEVER,
-            "The length of a spike in consecutive steps above the threshold; 0 disables detection.",
+            "The minimum length of a spike, in steps above the threshold; 0 disables detection.",
             unit="steps",
         ),
         "rewinds": Key(
@@ -298,8 +298,8 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which a command aborts; 0 means never. Code that "
-        "calls `can_jax.pretrain` in a single process prints its thread stacks, and continues.",
+        "The time without a completed step after which a command aborts; 0 means never. A notebook "
+        "or other single-process program prints its thread stacks instead, and continues.",
         unit="seconds",
     ),
     "data": DATA,
@@ -379,7 +379,7 @@ RECIPE: Table = {
         ),
         "split": Key(
             "test", Text(),
-            "The split that the kNN probe classifies; if `test` has no labels, `val` is used.",
+            "The split that the probe classifies; `val` replaces a missing or unlabeled `test`.",
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),

@@ -340,8 +340,8 @@ class Tally(NamedTuple):
         """
         if self.skipped > data.skip_limit * self.images:
             raise UserError(
-                f"{self.skipped} of {self.images} images cannot be decoded, more than the fraction "
-                f"data.skip_limit={data.skip_limit}; the first is {self.first}"
+                f"{self.skipped} of {self.images} images cannot be decoded, a larger fraction "
+                f"than data.skip_limit={data.skip_limit}; the first of them is {self.first}"
             )
 
 

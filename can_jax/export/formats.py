@@ -187,7 +187,9 @@ def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     """
     encoder_only("onnx", contents)
     if not installed(*ONNX_PACKAGES):
-        raise UserError(f"--format=onnx requires pip install {' '.join(ONNX_PACKAGES)}")
+        raise UserError(
+            f"--format=onnx requires more packages: pip install {' '.join(ONNX_PACKAGES)}"
+        )
     import torch
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -71,7 +71,7 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
         for key, value in (checkpoint.get("model", {}) | named).items():
             if key in described and described[key] != value:
                 raise UserError(
-                    f"--results: {path} belongs to these weights with {key}={value}, but the run "
+                    f"--results: {path} was computed with {key}={value}, but the exported run "
                     f"has {key}={described[key]}"
                 )
         try:

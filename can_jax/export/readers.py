@@ -224,7 +224,9 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
     network, info = loaded
     for key in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if wrong := sorted(info[key]):
-            raise UserError(f"{folder}: {key.replace('_', ' ')} for {kind}: {wrong[0]}")
+            raise UserError(
+                f"{folder}: loading with {kind} reports {key.replace('_', ' ')}, such as {wrong[0]}"
+            )
     return network.eval()
 
 

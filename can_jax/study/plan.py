@@ -105,7 +105,7 @@ class Plan:
         self._recipe = study.recipe
         if not any(value_of(self._recipe, key) for key in PROBE):
             raise UserError(
-                "config.recipe.probe: the report of a study shows the kNN accuracy; set "
+                "config.recipe.probe: the report of a study shows the probe's kNN accuracy; set "
                 f"{' or '.join(f'config.recipe.{key}' for key in PROBE)}"
             )
         self.arms: dict[str, Arm] = {}
@@ -124,8 +124,8 @@ class Plan:
                 )
             if "seed" in arm.changes:
                 raise UserError(
-                    f"config.arms: {arm.name!r}: `changes` cannot set the seed; set `seeds` to "
-                    "the number of runs"
+                    f"config.arms: {arm.name!r}: `changes` cannot set the seed; `seeds`=N "
+                    "gives N runs, with the seeds from 0 to N - 1"
                 )
             if arm.tuned and RATE in self.changes(arm):
                 raise UserError(

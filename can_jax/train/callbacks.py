@@ -153,8 +153,9 @@ class Log(Callback):
         if values["skipped_steps"] > self._skipped_steps:
             self._skipped_steps = values["skipped_steps"]
             self.report.say(
-                f"warning: {self._skipped_steps:.0f} updates so far were skipped because their "
-                "loss, gradient or result was not finite; a lower optimizer.learning_rate may help"
+                f"warning: {self._skipped_steps:.0f} updates so far were skipped because the "
+                "loss, a gradient or an updated value was not finite; a lower "
+                "optimizer.learning_rate may help"
             )
 
 

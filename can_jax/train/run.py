@@ -94,7 +94,9 @@ def run(
             first = first_step(checkpoints, times, workdir)
         report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total, log)))
         if first == times.total and training.finished(workdir):
-            report.say(f"{workdir} has already finished its {first} steps; nothing to do")
+            report.say(
+                f"the run in {workdir} has already finished its {first} steps; nothing to do"
+            )
             return
         facts = {**training.facts(), "run directory": str(workdir)}
         abstract = abstract_state(step, mesh)

@@ -129,7 +129,7 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
         raise UserError(f"gelu={given!r}: give one of {', '.join(FORMS)}")
     if stated and given not in (None, ours):
         raise UserError(
-            f"gelu={given}: the weights have {ours} ({weights.keys['gelu']}); omit this value"
+            f"gelu={given}: the weights have gelu={ours} ({weights.keys['gelu']}); omit this value"
         )
     if given is None and not stated and options.get("pre_norm"):
         if reason := weights.keys.get("gelu"):

@@ -144,7 +144,7 @@ def test_directories_of_other_kinds_are_refused(place):
     with pytest.raises(UserError, match=r"identity\.json cannot be read"):
         evaluate(config, a, epath.Path(place / "ft"))
     (place / "ft" / IDENTITY).unlink()  # as an older version left it
-    with pytest.raises(UserError, match=r"has no identity\.json, which would state"):
+    with pytest.raises(UserError, match=r"holds checkpoints but no identity\.json"):
         evaluate(config, a, epath.Path(place / "ft"))
 
 

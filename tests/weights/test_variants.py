@@ -250,7 +250,9 @@ def test_activation_of_clip_comes_from_the_configuration_of_timm(tmp_path):
     message = "clip_224.openai was trained with QuickGELU, but timm computes the exact form: set "
     with pytest.raises(UserError, match=message + "gelu to quick as in the training, or to exact"):
         gelu_of(plain_name, "openai")
-    with pytest.raises(UserError, match=r"gelu=exact: the weights have quick \(config.json: arch"):
+    with pytest.raises(
+        UserError, match=r"gelu=exact: the weights have gelu=quick \(config.json: arch"
+    ):
         gelu_of(quick_name, "openai", "exact")
 
 
