@@ -273,7 +273,8 @@ class Loop:
         )
         if not spike.rewinds:
             logging.warning(
-                "%s; config.spike.rewinds=3 would roll back and skip these batches", message
+                "%s; config.spike.rewinds=3 would roll back and skip the batches since the checkpoint",
+                message,
             )
             return None
         if self.progress.rewinds >= spike.rewinds:
