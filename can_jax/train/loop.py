@@ -273,7 +273,8 @@ class Loop:
         )
         if not spike.rewinds:
             logging.warning(
-                "%s; config.spike.rewinds=3 would roll back and skip the batches since the checkpoint",
+                "%s; config.spike.rewinds=3 would roll back to a checkpoint and skip the later "
+                "batches",
                 message,
             )
             return None
