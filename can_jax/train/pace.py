@@ -18,10 +18,15 @@ from etils import epath
 
 from can_jax.config.durations import MOST_STEPS, TIMED_STEPS
 from can_jax.distributed.runtime import gather
+from can_jax.monitoring.timing import STEPS_IN_FLIGHT
 from can_jax.utils.files import read_json, replace_text
 
 FILE = "time_used.json"
-FIRST_DECISION = 3  # steps before the first estimate, since the first step is slow
+# The first window starts when `STEPS_IN_FLIGHT` steps are pending. So it excludes compilation, the
+# first probe and the first step, and each dispatch waits for one step. The window is longer than
+# one step, since the dispatch after a log step waits for no step.
+FIRST_WINDOW = STEPS_IN_FLIGHT + 1  # steps before the first window
+FIRST_STEPS = 2  # the number of steps in the first window
 SHARE = 1 / 200  # the interval between estimates, as a fraction of the time limit
 SHORTEST, LONGEST = 2.0, 60.0  # the bounds of that interval in seconds
 EXIT_SECONDS = 2.0  # reserved for the exit of the process
@@ -97,7 +102,6 @@ class Pace:
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
-        now = time.perf_counter()
         self._began = began - used.seconds
         position = float((stored or {}).get("position", 0.0))
         if stored and stored.get("allowed") != seconds:
@@ -107,8 +111,8 @@ class Pace:
         if used.allowed == seconds and used.last_step is not None:
             self.total = used.last_step
         self._fixed = self.total != MOST_STEPS
-        self._next = step + FIRST_DECISION
-        self._last = (step, now, 0.0)
+        self._next = step + FIRST_WINDOW
+        self._last: tuple[int, float, float] | None = None  # the start of the window
         self._step_seconds: float | None = None
         self._evaluation = (used.evaluation_seconds, used.step_seconds)
         self._paused = self._stepping = 0.0
@@ -141,8 +145,7 @@ class Pace:
     def rolled_back(self, step: int, to: int) -> None:
         """Roll back from ``step`` to step ``to``, but keep the schedule position of ``step``."""
         self._anchor = (to, float(self.position(step)))
-        self._next = to + FIRST_DECISION
-        self._last = (to, time.perf_counter(), self._last[2])
+        self._next, self._last = to + FIRST_WINDOW, None
 
     def update(self, step: int, paused: float, evaluation: float) -> None:
         """Re-estimate the last step if the interval between estimates has passed.
@@ -160,6 +163,9 @@ class Pace:
         if self._fixed or step < self._next or step >= self.total:
             return
         now = time.perf_counter()
+        if self._last is None:
+            self._last, self._next = (step, now, paused), step + FIRST_STEPS
+            return
         last, then, before = self._last
         pause = paused - before
         seconds = max(now - then - pause, 1e-9) / max(step - last, 1)
@@ -174,7 +180,7 @@ class Pace:
         self._last = (step, now, paused)
         interval = min(max(SHARE * self._allowed, SHORTEST), LONGEST)
         remaining = self._allowed - self.used() - reserve - EXIT_SECONDS
-        each = self._step_seconds * (1 + self._paused / max(self._stepping, 1e-9))
+        each = self._step_seconds * (1 + self._paused / max(self._stepping, interval))
         total = step + int(remaining / each)
         if total <= step:
             over = step + min(LAST_STEPS, max(1, step // 50))

@@ -54,6 +54,44 @@ def test_run_ends_on_time_though_the_machine_changes_its_speed(clock, tmp_path, 
     assert known_last_step(epath.Path(tmp_path), 600.0) == step
 
 
+@pytest.mark.parametrize("limit", [60.0, 1200.0])
+def test_compilation_and_first_probe_do_not_advance_the_schedule(clock, tmp_path, limit):
+    pace = Pace(epath.Path(tmp_path), limit, clock.now, 0)
+    clock.now += 25.0
+    started = clock.now
+
+    def seconds_of(now):
+        return 2.0 if now == started else 0.3
+
+    _, positions = train(clock, pace, 0, seconds_of)
+    assert limit - 10 < clock.now - 1000.0 < limit
+    growth = np.diff(list(positions.values()))
+    assert growth.max() < 1.5 * TIMED_STEPS / len(positions)
+    assert positions[10] < 12 * TIMED_STEPS / len(positions)
+
+
+def test_early_pause_is_not_expected_again_and_again(clock, tmp_path):
+    """The first checkpoint is written at step 4, in the first window, and takes 3 s."""
+    pace, step = Pace(epath.Path(tmp_path), 600.0, clock.now, 0), 0
+    while step < 100:
+        step += 1
+        clock.now += 0.25 + (3.0 if step == 4 else 0.0)
+        pace.update(step, 3.0 if step >= 4 else 0.0, 0.0)
+    assert pace.position(step) < 3 * TIMED_STEPS * step * 0.25 / 600
+
+
+def test_first_steps_after_a_rollback_are_not_a_measurement(clock, tmp_path):
+    pace = Pace(epath.Path(tmp_path), 600.0, clock.now, 0)
+    step, _ = train(clock, pace, 0, lambda now: 0.25, kill_at=1300.0)
+    total = pace.total
+    pace.rolled_back(step, step - 100)
+    clock.now += 20.0  # The checkpoint is restored, and the data is read again.
+    for later in range(step - 99, step):
+        clock.now += 0.25
+        pace.update(later, 0.0, 1.0)
+    assert abs(pace.total - (total - 100 - 80)) < 20
+
+
 def test_time_of_a_killed_start_counts_and_the_schedule_goes_on(clock, tmp_path):
     folder = epath.Path(tmp_path)
     step, positions = train(
