@@ -8,6 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from can_jax.data.conversion import imagenet
+from can_jax.data.conversion.images import DEVKIT, TRAIN_TAR, VAL_TAR, find_train, find_val
 from can_jax.data.sources.shards import open_tfrecord
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar, write_tfrecord
@@ -42,15 +43,15 @@ def official(tmp_path):
         (f"{c}.tar", tar_of([(n.split("/")[1], b) for n, b in TRAIN.items() if n.startswith(c)]))
         for c in CLASSES
     ]
-    write_tar(root / imagenet.TRAIN_TAR, inner)
+    write_tar(root / TRAIN_TAR, inner)
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 6)]
-    write_tar(root / imagenet.VAL_TAR, list(zip(names, VAL, strict=True))[::-1])
+    write_tar(root / VAL_TAR, list(zip(names, VAL, strict=True))[::-1])
     kind = [("ILSVRC2012_ID", "f8"), ("WNID", "O")]
     synsets = np.array(list(WNID_OF.items()), kind)
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
     truth = "".join(f"{i}\n" for i in VAL_IDS).encode()
-    with tarfile.open(root / imagenet.DEVKIT, "w:gz") as tar:
+    with tarfile.open(root / DEVKIT, "w:gz") as tar:
         for name, content in [
             ("ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue()),
             ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth),
@@ -98,7 +99,7 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     with pytest.raises(UserError, match="does not match the shards to be written"):
         prepare(official, out, shards=2, partial=True)
     # Another order, such as that of folders instead of tars, would repeat and omit images.
-    images = imagenet.find_train(official)[::-1]
+    images = find_train(official)[::-1]
     with pytest.raises(UserError, match="does not match the shards to be written"):
         imagenet.write_shards(out, "train", images, list(CLASSES), 3)
 
@@ -118,47 +119,47 @@ def test_folders_and_records(tmp_path, prepare):
 
 
 def test_what_is_missing_or_cut_off_is_named(official, tmp_path):
-    tar = official / imagenet.TRAIN_TAR
+    tar = official / TRAIN_TAR
     tar.write_bytes(tar.read_bytes()[:9000])
     with pytest.raises(UserError, match=rf"{tar} is .*check that the download is complete"):
-        imagenet.find_train(official)
+        find_train(official)
     tar.unlink()
     with pytest.raises(UserError, match=rf"neither {tar} nor {official}/train/CLASS"):
-        imagenet.find_train(official)
-    (official / imagenet.DEVKIT).write_bytes(b"no archive")
+        find_train(official)
+    (official / DEVKIT).write_bytes(b"no archive")
     with pytest.raises(UserError, match="is not the development kit"):
-        imagenet.find_val(official)
-    with tarfile.open(official / imagenet.DEVKIT, "w:gz") as kit:
+        find_val(official)
+    with tarfile.open(official / DEVKIT, "w:gz") as kit:
         info = tarfile.TarInfo("data/meta.mat")
         info.size = 200_000
         kit.addfile(info, io.BytesIO(bytes(info.size)))
     with pytest.raises(UserError, match="is not the development kit.* meta.mat has 200000 bytes"):
-        imagenet.find_val(official)
-    (official / imagenet.DEVKIT).unlink()
-    assert imagenet.find_val(official) == []
+        find_val(official)
+    (official / DEVKIT).unlink()
+    assert find_val(official) == []
     run = main_in_process("can_jax.data.imagenet", tmp_path / "none", tmp_path / "out")
     assert run.returncode == 1 and f"{tmp_path / 'none'} is not a folder" in run.stderr
     (tmp_path / "loose" / "train").mkdir(parents=True)
     (tmp_path / "loose" / "train" / "a.jpg").write_bytes(VAL[0])
     with pytest.raises(UserError, match="is in no class folder"):
-        imagenet.find_train(tmp_path / "loose")
+        find_train(tmp_path / "loose")
 
 
 def test_tar_with_attributes_for_all_members_is_read(official):
-    tar = official / imagenet.TRAIN_TAR
-    images = len(imagenet.find_train(official))
+    tar = official / TRAIN_TAR
+    images = len(find_train(official))
     with tarfile.open(tar) as old:
         members = [(member, old.extractfile(member).read()) for member in old]
     with tarfile.open(tar, "w", pax_headers={"comment": "of git archive"}) as new:
         for member, content in members:
             new.addfile(member, io.BytesIO(content))
-    assert len(imagenet.find_train(official)) == images > 0
+    assert len(find_train(official)) == images > 0
 
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_damaged_header_is_refused(official, inner):
     """Each image behind the header would be missing, and each class another number."""
-    tar = official / imagenet.TRAIN_TAR
+    tar = official / TRAIN_TAR
     content = bytearray(tar.read_bytes())
     with tarfile.open(tar) as outer:
         member = outer.getmembers()[1]
@@ -169,7 +170,7 @@ def test_damaged_header_is_refused(official, inner):
     content[place + 20] ^= 1
     tar.write_bytes(content)
     with pytest.raises(UserError, match=r"valid header.*check that the download is complete"):
-        imagenet.find_train(official)
+        find_train(official)
 
 
 def test_official_tars_with_other_counts_are_refused(official, tmp_path, prepare):
@@ -189,7 +190,7 @@ def test_records_that_cannot_be_indexed_are_refused(tmp_path, prepare):
 
 
 def test_room_is_checked_before_anything_is_written(official, tmp_path, monkeypatch):
-    images = imagenet.find_train(official)
+    images = find_train(official)
     monkeypatch.setattr(
         imagenet.shutil, "disk_usage", lambda _: imagenet.shutil._ntuple_diskusage(9, 9, 9)
     )

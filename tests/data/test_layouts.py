@@ -5,7 +5,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from can_jax.data.conversion.imagenet import find_train, find_val, write_imagenet
+from can_jax.data.conversion.imagenet import write_imagenet
+from can_jax.data.conversion.images import find_train, find_val
 from can_jax.data.formats.label_list import labels_from, read_label_list
 from can_jax.data.sources.detect import kind_of
 from can_jax.data.sources.registry import open_source

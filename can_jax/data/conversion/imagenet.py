@@ -1,27 +1,26 @@
-"""Conversion of ImageNet-1k to indexed TFRecord shards, from official tars or class folders."""
+"""Conversion of ImageNet-1k to indexed TFRecord shards."""
 
-import contextlib
 import functools
-import io
 import json
 import os
 import shutil
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from can_jax.data.conversion.devkit import labels_of_devkit
-from can_jax.data.formats.label_list import read_label_list
-from can_jax.data.formats.tar import Members, open_tar
+from can_jax.data.conversion.images import (
+    KAGGLE,
+    TRAIN_TAR,
+    VAL_TAR,
+    Image,
+    find_train,
+    find_val,
+)
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.shards import IMAGE_KEY, LABEL_KEY, locate_shards
 from can_jax.data.storage.digest import digest_of_bytes
-from can_jax.data.storage.files import IMAGE_NAME, find_images
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
 from can_jax.utils.errors import UserError
@@ -29,31 +28,9 @@ from can_jax.utils.files import check_directory, replace_text, replacing
 from can_jax.utils.tensorflow import tensorflow
 from can_jax.utils.workers import THIS_PROCESS, Workers
 
-TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")  # the folder of the images in Kaggle's archive
-SOLUTION = "LOC_val_solution.csv"  # the labels of Kaggle's validation images
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # the number of images of each split
 SHARD_BYTES = 140e6  # the approximate default size of a shard
 SPLITS_OF_RECORDS = ("train", "validation", "val", "test")
-
-
-class Image(NamedTuple):
-    """The location and class of one image.
-
-    Attributes:
-        path: The path of the image file, or of the tar that contains the image.
-        offset: The byte offset of the image in the file at ``path``.
-        length: The length of the image in bytes; -1 if the whole file is the image.
-        name: The file name of the image, without folders.
-        class_name: The name of the image's class; "" if it is not known yet.
-    """
-
-    path: str
-    offset: int
-    length: int
-    name: str
-    class_name: str
 
 
 def write_imagenet(
@@ -155,170 +132,6 @@ def _index(
     """Index shards, and write the index to the default index folder of their split."""
     out = Path(root) / FOLDER / split
     build_index(Plan("tfrecord", root, "read"), shards, out, workers, label_names=classes)
-
-
-def find_train(root: Path) -> list[Image]:
-    """Return the training images, from the official tar of tars if it exists, else from the folder
-    `train/`.
-
-    Raises:
-        UserError: Images are missing or in no class folder, or a tar is damaged or has a link.
-    """
-    if (root / TRAIN_TAR).exists():
-        return list(_images_of_tars(root / TRAIN_TAR))
-    otherwise = (
-        f"neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/… exists; FROM must contain one"
-    )
-    return list(_images_of_folder(root / "train", otherwise))
-
-
-def find_val(root: Path) -> list[Image]:
-    """Return the validation images; an empty list if there are none, or if the labels of the
-    official tar are missing.
-
-    Raises:
-        UserError: A file is damaged, the tar contains a link or a sparse file, or the labels do
-            not match the images.
-    """
-    if (root / VAL_TAR).exists():
-        if not (root / DEVKIT).exists():
-            print(f"no split val: {root / DEVKIT} with the labels of {VAL_TAR} does not exist")
-            return []
-        images = sorted(_members(root / VAL_TAR), key=lambda member: member.name)
-        return _with_devkit_labels(root / DEVKIT, root / VAL_TAR, images)
-    loose = sorted(path for path in (root / "val").glob("*") if IMAGE_NAME.search(path.name))
-    if not loose:
-        return list(_images_of_folder(root / "val", None))
-    images = [Image(str(path), 0, -1, path.name, "") for path in loose]
-    # In Kaggle's archive, the solution is beside the folder `ILSVRC`, three levels above ``root``.
-    folders = (root, *root.resolve().parents[: len(KAGGLE.parts)])
-    solutions = (folder / SOLUTION for folder in folders)
-    if solution := next((path for path in solutions if path.exists()), None):
-        listed = read_label_list(str(solution))
-        labels = [listed.get(path.stem, listed.get(path.name, "")) for path in loose]
-        if missing := [path.name for path, label in zip(loose, labels, strict=True) if not label]:
-            raise UserError(f"{solution} has no label for {missing[0]}")
-        return _labeled(images, labels)
-    if (root / DEVKIT).exists():
-        return _with_devkit_labels(root / DEVKIT, root / "val", images)
-    raise UserError(
-        f"{loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into {root}, "
-        f"or move the images to {root / 'val'}/CLASS/…"
-    )
-
-
-def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
-    """Return copies of the images, which must be sorted by name, with class names from the devkit.
-
-    Raises:
-        UserError: The development kit is damaged, or the numbers of labels and of images differ.
-    """
-    labels = labels_of_devkit(devkit)
-    if len(labels) != len(images):
-        raise UserError(
-            f"{images_path} has {len(images)} images, but {devkit.name} has {len(labels)} labels; "
-            "check that both downloads are complete"
-        )
-    return _labeled(images, labels)
-
-
-def _labeled(images: list[Image], labels: list[str]) -> list[Image]:
-    """Return copies of the images with ``labels`` as their class names."""
-    return [image._replace(class_name=label) for image, label in zip(images, labels, strict=True)]
-
-
-def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
-    """Yield the images in the class folders of a folder.
-
-    Args:
-        folder: The folder that contains one folder per class.
-        otherwise: The error message if the folder contains no image; None if that is not an error.
-
-    Raises:
-        UserError: An image is in no class folder, or there is no image and ``otherwise`` is given.
-    """
-    names, _ = find_images(str(folder)) if folder.is_dir() else ([], [])
-    if not names and otherwise:
-        raise UserError(otherwise)
-    for name in names:
-        if os.sep not in name:
-            raise UserError(f"{folder / name} is in no class folder; move it to {folder}/CLASS/…")
-        yield Image(str(folder / name), 0, -1, os.path.basename(name), name.split(os.sep)[0])
-
-
-def _images_of_tars(path: Path) -> Iterator[Image]:
-    """Yield the images of a tar that contains one tar per class, without unpacking the tar."""
-    with open(path, "rb") as file:
-        for outer in _members(path):
-            for image in _members(path, _Slice(file, outer.offset, outer.length)):
-                offset = outer.offset + image.offset
-                yield image._replace(offset=offset, class_name=outer.name.removesuffix(".tar"))
-
-
-class _Slice(io.RawIOBase):
-    """A read-only file object for a byte range of another file."""
-
-    def __init__(self, file: io.BufferedReader, start: int, length: int):
-        self._file, self.start, self._length, self._position = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self.start + self._position)
-        content = self._file.read(min(len(buffer), max(0, self._length - self._position)))
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
-
-
-def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
-    """Yield each regular file of a tar, or of a nested tar, as an `Image` without a class.
-
-    Args:
-        path: The path of the outer tar.
-        part: The nested tar to read; None to read the outer tar.
-
-    Raises:
-        UserError: The tar is damaged, or contains a link or a sparse file.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            file = part or stack.enter_context(open(path, "rb"))
-            members = Members(stack.enter_context(open_tar(file, "r:")), _size(file))
-            for member in members:
-                name = os.path.basename(member.name)
-                if member.issparse() or member.islnk() or member.issym():
-                    raise UserError(
-                        f"{path}: {name} is a link or a sparse file; recreate the tar without it"
-                    )
-                if member.isreg():
-                    yield Image(str(path), member.offset_data, member.size, name, "")
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(
-            f"{path} is not a complete tar: {error}; check that the download is complete"
-        ) from error
-    if members.problem:
-        where = f"{path}, in the inner tar at byte {part.start}," if part else str(path)
-        raise UserError(f"{where} {members.problem}; check that the download is complete")
-
-
-def _size(file: Any) -> int:
-    """Return the size of an open file in bytes, and rewind it."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    return size
 
 
 def write_shards(
