@@ -1,6 +1,7 @@
 """Preparing ImageNet, from small tars and folders with the layout of the official ones."""
 
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from can_jax.data.conversion import imagenet
-from can_jax.data.conversion.images import DEVKIT, TRAIN_TAR, VAL_TAR, find_train, find_val
+from can_jax.data.conversion.images import DEVKIT, TRAIN_TAR, VAL_TAR, Image, find_train, find_val
 from can_jax.data.sources.shards import open_tfrecord
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar, write_tfrecord
@@ -102,6 +103,31 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     images = find_train(official)[::-1]
     with pytest.raises(UserError, match="does not match the shards to be written"):
         imagenet.write_shards(out, "train", images, list(CLASSES), 3)
+
+
+def test_shards_with_stale_labels_are_refused(tmp_path):
+    """A corrected list of labels, and images moved between classes, leave the names in order."""
+    files = {name: tmp_path / name for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png")}
+    for size, path in enumerate(files.values()):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100 + size))
+
+    def write(*classes, order=tuple(files)):
+        images = [
+            Image(str(files[name]), 0, -1, name[2:], label)
+            for name, label in zip(order, classes, strict=True)
+        ]
+        imagenet.write_shards(tmp_path / "out", "val", images, ["a", "b"], 1)
+
+    write("a", "a", "b", "b")
+    note = tmp_path / "out" / "val.json"
+    plan = json.loads(note.read_text())
+    for classes, order in [("aabb", [*files][2:] + [*files][:2]), ("abab", [*files])]:
+        with pytest.raises(UserError, match=r"val\.json does not match the shards to be written"):
+            write(*classes, order=order)
+    del plan["labels"]  # the note of an earlier version
+    note.write_text(json.dumps(plan))
+    write("a", "a", "b", "b")
 
 
 def test_folders_and_records(tmp_path, prepare):

@@ -20,7 +20,7 @@ from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.shards import IMAGE_KEY, LABEL_KEY, locate_shards
-from can_jax.data.storage.digest import digest_of_bytes
+from can_jax.data.storage.digest import digest_of_bytes, digest_of_columns
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
 from can_jax.utils.errors import UserError
@@ -158,7 +158,7 @@ def write_shards(
 
     Raises:
         UserError: The disk has too little free space, or ``target`` has shards from a call with
-            other images, another image order or another number of shards.
+            other images, another image order, other labels or another number of shards.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
@@ -167,11 +167,16 @@ def write_shards(
     todo = [number for number, path in enumerate(paths) if not path.exists()]
     # The order of the images, which determines the shard of each, differs between tars and folders.
     order_digest = digest_of_bytes(os.fsencode("\0".join(image.name for image in images))).hex()
+    label_of = {name: i for i, name in enumerate(classes)}
+    labels = np.array([label_of[image.class_name] for image in images])
     plan = {
         "images": len(images), "bytes": sum(sizes), "shards": count, "classes": len(classes),
         "order": order_digest,
+        # The sizes identify images that have the same name in several classes.
+        "labels": digest_of_columns(labels, np.array(sizes)),
     }  # fmt: skip
     note = target / f"{split}.json"
+    # The notes of earlier versions lack some keys of the plan.
     if note.exists() and plan | json.loads(note.read_text()) != plan:
         raise UserError(f"{note} does not match the shards to be written; give another TO")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
@@ -180,21 +185,20 @@ def write_shards(
             f"{target} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed"
         )
     replace_text(note, json.dumps(plan))
-    labels = {name: i for i, name in enumerate(classes)}
     order = np.random.default_rng(0).permutation(len(images))
     parts = [(paths[number], [images[i] for i in order[number::count]]) for number in todo]
-    results = workers.results(functools.partial(_write_shard, labels), parts)
+    results = workers.results(functools.partial(_write_shard, label_of), parts)
     for done, _ in enumerate(results, count - len(todo) + 1):
         if done % 50 == 0 or done == count:
             print(f"{split}: {done} of {count} shards", flush=True)
     return [path.name for path in paths]
 
 
-def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None:
+def _write_shard(label_of: dict[str, int], part: tuple[Path, list[Image]]) -> None:
     """Write one shard, a TFRecord file, atomically.
 
     Args:
-        labels: The label of each class.
+        label_of: The label of each class.
         part: The path of the shard, and the images to write to it.
     """
     path, images = part
@@ -203,7 +207,7 @@ def _write_shard(labels: dict[str, int], part: tuple[Path, list[Image]]) -> None
     with replacing(path) as unfinished, tf.io.TFRecordWriter(str(unfinished)) as writer:
         for image in images:
             content = files.get(image.path, str).read(image.offset, image.length)
-            name, label = os.fsencode(image.name), labels[image.class_name]
+            name, label = os.fsencode(image.name), label_of[image.class_name]
             feature = {
                 IMAGE_KEY: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
                 "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name])),
