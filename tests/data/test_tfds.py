@@ -11,7 +11,7 @@ from PIL import Image
 
 from can_jax.data.evaluation.pairs import open_pair
 from can_jax.data.sources.registry import open_source
-from can_jax.data.sources.tfds import open_tfds
+from can_jax.data.sources.tfds import locate_tfds, open_tfds
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 from tests.helpers.configs import small_config
@@ -127,6 +127,43 @@ def test_features_that_are_not_used_are_named(data_dir, caplog):
     assert "is not used" not in caplog.text
     open_source(small_config(**prepared, data__image_key="caption").data, "train")
     assert "config.data.image_key=caption is not used with config.data.source=tfds" in caplog.text
+
+
+def renamed(folder, root, names, supervised):
+    """A copy of the data set without code, whose features are named and repeated by ``names``."""
+    shutil.copytree(f"{folder}/tiny", root / "several")
+    folder = root / "several" / "1.0.0"
+    content = json.loads((folder / "features.json").read_text())
+    features = content["featuresDict"]["features"]
+    content["featuresDict"]["features"] = {name: features[old] for name, old in names.items()}
+    (folder / "features.json").write_text(json.dumps(content))
+    for name, old in names.items():
+        if old == "class" and name != old:
+            shutil.copy(folder / "class.labels.txt", folder / f"{name}.labels.txt")
+    facts = json.loads((folder / "dataset_info.json").read_text()) | {"name": "several"}
+    items = [{"featureKey": key} for key in supervised]
+    facts |= {"supervisedKeys": {"tuple": {"items": items}}} if supervised else {}
+    (folder / "dataset_info.json").write_text(json.dumps(facts))
+    return str(root)
+
+
+def test_supervised_keys_and_names_choose_among_several_features(data_dir, tmp_path, caplog):
+    images = dict.fromkeys(["mask", "picture", "depth", "edges"], "picture")
+    labels = dict.fromkeys(["class", "coarse", "colour", "size"], "class")
+    root = renamed(data_dir, tmp_path / "stated", images | labels, ["picture", "class"])
+    located = locate_tfds("several", root, "train")
+    assert (located.image_key, located.label_key) == ("picture", "class")
+    assert "features depth, edges, mask, picture; picture is used" in caplog.text
+    usual = {"image": "picture", "label": "class"}
+    root = renamed(data_dir, tmp_path / "usual", images | labels | usual, ["image", "mask"])
+    located = locate_tfds("several", root, "train")
+    assert (located.image_key, located.label_key) == ("image", "label")
+    root = renamed(data_dir, tmp_path / "labels", {"picture": "picture"} | labels, [])
+    assert locate_tfds("several", root, "train").label_key is None
+    assert "class, coarse, colour, size; none is used" in caplog.text
+    root = renamed(data_dir, tmp_path / "neither", images, [])
+    with pytest.raises(UserError, match=r"the only one.* it has depth, edges, mask, picture"):
+        locate_tfds("several", root, "train")
 
 
 def test_names_and_records_are_matched_as_in_other_sources(data_dir):

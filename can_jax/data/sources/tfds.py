@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -13,7 +14,7 @@ from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.shards import example_parser, scan_shards
 from can_jax.data.sources.stored_index import stored_table
-from can_jax.data.storage.splits import standard
+from can_jax.data.storage.splits import shown, some, standard
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.tensorflow import tensorflow
 
@@ -87,12 +88,13 @@ def _selected(table: Table, located: Located) -> Table:
 def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     """Locate a split of a data set that TFDS has prepared as TFRecords in a data directory.
 
-    The first image feature and the first class label of the data set are used. Nothing is
-    downloaded.
+    Of several image features or class labels, those in the `supervised_keys` of the data set are
+    used or, without these, those named `image` and `label`. Nothing is downloaded.
 
     Raises:
         UserError: The name is invalid; the data set is not prepared as TFRecords, uses feature
-            classes outside TFDS, or lacks the split or suitable images.
+            classes outside TFDS, or lacks the split or suitable images; or several image
+            features are ambiguous.
     """
     check_name(name)
     tensorflow()  # hides the GPUs before TFDS imports TensorFlow
@@ -129,15 +131,19 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
             f"TFDS data set {name!r} is stored as {builder.info.file_format.value}; "
             "only tfrecord can be read: prepare it with file_format='tfrecord'"
         )
-    features = builder.info.features
-    images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
-    labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
-    if not images:
-        raise UserError(f"TFDS data set {name!r} has no image feature; it has {list(features)}")
-    kind = np.dtype(features[images[0]].np_dtype)
+    features = dict(builder.info.features.items())
+    supervised = builder.info.supervised_keys or ()
+    image_key = _choose(name, features, tfds.features.Image, "image", supervised)
+    label_key = _choose(name, features, tfds.features.ClassLabel, "label", supervised)
+    if image_key is None:
+        raise UserError(
+            f"TFDS data set {name!r} has no image feature that is the only one, named 'image' or "
+            f"in its supervised_keys; it has {', '.join(sorted(features))}: prepare it with one"
+        )
+    kind = np.dtype(features[image_key].np_dtype)
     if kind.kind == "f":
         raise UserError(
-            f"TFDS data set {name!r} stores {images[0]!r} as {kind}, packed into the bytes of "
+            f"TFDS data set {name!r} stores {image_key!r} as {kind}, packed into the bytes of "
             "PNGs; only uint8 and uint16 images can be read: prepare it with one of these types"
         )
     ranges: tuple[tuple[str, int, int], ...] = ()
@@ -151,8 +157,34 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     return Located(
         root=os.path.dirname(paths[0]),
         shards=[os.path.basename(path) for path in paths],
-        image_key=images[0],
-        label_key=labels[0] if labels else None,
-        label_names=tuple(features[labels[0]].names) if labels else (),
+        image_key=image_key,
+        label_key=label_key,
+        label_names=tuple(features[label_key].names) if label_key else (),
         ranges=ranges,
     )
+
+
+def _choose(
+    name: str, features: Mapping[str, Any], kind: type, usual: str, supervised: Sequence[Any]
+) -> str | None:
+    """Return the name of the feature of a class to use, or None if there is none.
+
+    Of several candidates, the first in ``supervised`` is used or, without one, the feature named
+    ``usual``. The choice is logged, also if it is None.
+
+    Args:
+        name: The name of the data set, for messages.
+        features: The TFDS features of the data set by name, in any order.
+        kind: The class of TFDS to which the feature must belong.
+        usual: The usual name of such a feature.
+        supervised: The `supervised_keys` of the data set, which name its input and its target.
+    """
+    keys = sorted(key for key, feature in features.items() if isinstance(feature, kind))
+    if len(keys) < 2:
+        return next(iter(keys), None)
+    chosen = next((key for key in (*supervised, usual) if key in keys), None)
+    logging.warning(
+        "TFDS data set %r has the %s features %s; %s is used, by its supervised_keys or its name",
+        name, kind.__name__, some(keys), shown(chosen or "none"),
+    )  # fmt: skip
+    return chosen
