@@ -171,6 +171,28 @@ def test_what_is_missing_or_cut_off_is_named(official, tmp_path):
         find_train(tmp_path / "loose")
 
 
+def test_validation_images_without_all_of_the_labels(official):
+    """The number of an image in its name gives its label if the user accepts a partial tar."""
+    members = [(f"ILSVRC2012_val_{i:08d}.JPEG", VAL[i - 1]) for i in (2, 5)]
+    write_tar(official / VAL_TAR, members)
+    with pytest.raises(UserError, match=r"has 2 images, but .* 5 labels; .* with --partial"):
+        find_val(official)
+    labels = [image.class_name for image in find_val(official, partial=True)]
+    assert labels == [WNID_OF[VAL_IDS[1]], WNID_OF[VAL_IDS[4]]]
+    for name in ("ILSVRC2012_val_00000006.JPEG", "first.JPEG"):
+        write_tar(official / VAL_TAR, [(name, VAL[0])])
+        with pytest.raises(UserError, match=rf"the name of {name} ends in no number from 1 to 5"):
+            find_val(official, partial=True)
+
+
+def test_files_that_are_left_out_are_named(tmp_path, caplog):
+    for name in ("train/n01/a.jpg", "train/n01/b.heic", "train/n01/c.jpg.part"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(VAL[0])
+    assert [image.name for image in find_train(tmp_path)] == ["a.jpg"]
+    assert "2 files that are not images" in caplog.text and "are HEIC" in caplog.text
+
+
 def test_tar_with_attributes_for_all_members_is_read(official):
     tar = official / TRAIN_TAR
     images = len(find_train(official))

@@ -96,6 +96,9 @@ def test_kaggles_imagenet(tmp_path):
     ]  # fmt: skip
     source = opened(images, "val", labels=str(solution))
     assert [source.label_names[label] for label in source.labels] == ["n02", "n01"]
+    put(images, "val/n01/n01_2.png")
+    with pytest.raises(UserError, match=r"v_1\.png is in no class folder, but .*n01_2\.png is"):
+        find_val(images)
 
 
 @pytest.mark.parametrize(

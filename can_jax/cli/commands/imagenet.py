@@ -24,7 +24,8 @@ _SHARDS = FLAGS.integer(
 _PARTIAL = FLAGS.switch(
     "partial",
     False,
-    "Accept official tars whose number of images differs from that of ImageNet-1k.",
+    "Accept official tars whose number of images differs from that of ImageNet-1k or of the labels "
+    "in the development kit.",
 )
 _WORKERS = WorkerFlags(FLAGS)
 

@@ -51,7 +51,7 @@ def write_imagenet(
             ``target`` is not used and may be None.
         shards: The number of shards of each split; None for shards of about 140 MB.
         partial: Whether to accept official tars whose number of images differs from that of
-            ImageNet-1k.
+            ImageNet-1k or of the labels in the development kit.
         workers: The processes that write and index the shards; by default only this process. All
             nodes of a cluster must have ``root`` and ``target`` mounted under the same paths.
 
@@ -70,7 +70,7 @@ def write_imagenet(
         check_directory(target)
     if (root / KAGGLE).is_dir():
         root = root / KAGGLE
-    splits = {"train": find_train(root), "val": find_val(root)}
+    splits = {"train": find_train(root), "val": find_val(root, partial)}
     if target is None:
         raise UserError("TO is missing: give the folder in which to write the shards")
     classes = sorted({image.class_name for image in splits["train"]})

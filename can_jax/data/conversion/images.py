@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any, NamedTuple
 from can_jax.data.conversion.devkit import labels_of_devkit
 from can_jax.data.formats.label_list import read_label_list
 from can_jax.data.formats.tar import Members, open_tar
-from can_jax.data.storage.files import IMAGE_NAME, find_images
+from can_jax.data.storage.files import find_images
+from can_jax.data.storage.unsupported import log_not_images
 from can_jax.utils.errors import UserError
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")  # the folder of the images in Kaggle's archive
 SOLUTION = "LOC_val_solution.csv"  # the labels of Kaggle's validation images
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+NUMBER = re.compile(r"(\d+)\.\w+$")  # that of a validation image, in its name
 
 
 class Image(NamedTuple):
@@ -47,60 +50,88 @@ def find_train(root: Path) -> list[Image]:
     """
     if (root / TRAIN_TAR).exists():
         return list(_images_of_tars(root / TRAIN_TAR))
-    otherwise = (
-        f"neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/… exists; FROM must contain one"
-    )
-    return list(_images_of_folder(root / "train", otherwise))
+    names = _names_of_images(root / "train")
+    if not names:
+        raise UserError(
+            f"neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/… exists; FROM must contain one"
+        )
+    return _in_class_folders(root / "train", names)
 
 
-def find_val(root: Path) -> list[Image]:
+def find_val(root: Path, partial: bool = False) -> list[Image]:
     """Return the validation images; an empty list if there are none, or if the labels of the
     official tar are missing.
 
+    Args:
+        root: The folder with the official tar, or with the folder `val/`.
+        partial: Whether to accept fewer or more images than the development kit has labels. The
+            label of an image is then looked up by the number at the end of its name.
+
     Raises:
-        UserError: A file is damaged, the tar contains a link or a sparse file, or the labels do
-            not match the images.
+        UserError: A file is damaged, the tar contains a link or a sparse file, only some images are
+            in class folders, or the labels do not match the images.
     """
     if (root / VAL_TAR).exists():
         if not (root / DEVKIT).exists():
             print(f"no split val: {root / DEVKIT} with the labels of {VAL_TAR} does not exist")
             return []
         images = sorted(_members(root / VAL_TAR), key=lambda member: member.name)
-        return _with_devkit_labels(root / DEVKIT, root / VAL_TAR, images)
-    loose = sorted(path for path in (root / "val").glob("*") if IMAGE_NAME.search(path.name))
-    if not loose:
-        return list(_images_of_folder(root / "val", None))
-    images = [Image(str(path), 0, -1, path.name, "") for path in loose]
+        return _with_devkit_labels(root / DEVKIT, root / VAL_TAR, images, partial)
+    folder = root / "val"
+    names = _names_of_images(folder)
+    loose = [name for name in names if os.sep not in name]
+    if not loose or len(loose) < len(names):
+        return _in_class_folders(folder, names)
+    images = [Image(str(folder / name), 0, -1, name, "") for name in loose]
     # In Kaggle's archive, the solution is beside the folder `ILSVRC`, three levels above ``root``.
     folders = (root, *root.resolve().parents[: len(KAGGLE.parts)])
     solutions = (folder / SOLUTION for folder in folders)
     if solution := next((path for path in solutions if path.exists()), None):
         listed = read_label_list(str(solution))
-        labels = [listed.get(path.stem, listed.get(path.name, "")) for path in loose]
-        if missing := [path.name for path, label in zip(loose, labels, strict=True) if not label]:
+        labels = [listed.get(os.path.splitext(name)[0], listed.get(name, "")) for name in loose]
+        if missing := [name for name, label in zip(loose, labels, strict=True) if not label]:
             raise UserError(f"{solution} has no label for {missing[0]}")
         return _labeled(images, labels)
     if (root / DEVKIT).exists():
-        return _with_devkit_labels(root / DEVKIT, root / "val", images)
+        return _with_devkit_labels(root / DEVKIT, folder, images, partial)
     raise UserError(
-        f"{loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into {root}, "
-        f"or move the images to {root / 'val'}/CLASS/…"
+        f"{folder / loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into "
+        f"{root}, or move the images to {folder}/CLASS/…"
     )
 
 
-def _with_devkit_labels(devkit: Path, images_path: Path, images: list[Image]) -> list[Image]:
+def _with_devkit_labels(
+    devkit: Path, images_path: Path, images: list[Image], partial: bool
+) -> list[Image]:
     """Return copies of the images, which must be sorted by name, with class names from the devkit.
 
+    Args:
+        devkit: The path of the development kit.
+        images_path: The path of the tar or folder that contains the images.
+        images: The images.
+        partial: Whether the numbers of images and of labels may differ; see `find_val`.
+
     Raises:
-        UserError: The development kit is damaged, or the numbers of labels and of images differ.
+        UserError: The development kit is damaged, or the numbers of labels and of images differ and
+            the labels cannot be looked up by number.
     """
     labels = labels_of_devkit(devkit)
-    if len(labels) != len(images):
+    if len(labels) == len(images):
+        return _labeled(images, labels)
+    if not partial:
         raise UserError(
             f"{images_path} has {len(images)} images, but {devkit.name} has {len(labels)} labels; "
-            "check that both downloads are complete"
+            "check that both downloads are complete, or accept the images with --partial"
         )
-    return _labeled(images, labels)
+    matches = [NUMBER.search(image.name) for image in images]
+    numbers = [int(match[1]) if match else 0 for match in matches]
+    for image, number in zip(images, numbers, strict=True):
+        if not 1 <= number <= len(labels):
+            raise UserError(
+                f"{images_path}: the name of {image.name} ends in no number from 1 to "
+                f"{len(labels)}, by which {devkit.name} gives its label; remove or rename the image"
+            )
+    return _labeled(images, [labels[number - 1] for number in numbers])
 
 
 def _labeled(images: list[Image], labels: list[str]) -> list[Image]:
@@ -108,23 +139,28 @@ def _labeled(images: list[Image], labels: list[str]) -> list[Image]:
     return [image._replace(class_name=label) for image, label in zip(images, labels, strict=True)]
 
 
-def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
-    """Yield the images in the class folders of a folder.
+def _names_of_images(folder: Path) -> list[str]:
+    """Return the sorted paths of the images below a folder, relative to it; an empty list if the
+    folder does not exist. A warning names the files that are not images."""
+    names, others = find_images(str(folder)) if folder.is_dir() else ([], [])
+    log_not_images(str(folder), others)
+    return names
 
-    Args:
-        folder: The folder that contains one folder per class.
-        otherwise: The error message if the folder contains no image; None if that is not an error.
+
+def _in_class_folders(folder: Path, names: list[str]) -> list[Image]:
+    """Return the images with the given paths in the class folders of a folder.
 
     Raises:
-        UserError: An image is in no class folder, or there is no image and ``otherwise`` is given.
+        UserError: An image is in no class folder.
     """
-    names, _ = find_images(str(folder)) if folder.is_dir() else ([], [])
-    if not names and otherwise:
-        raise UserError(otherwise)
-    for name in names:
-        if os.sep not in name:
-            raise UserError(f"{folder / name} is in no class folder; move it to {folder}/CLASS/…")
-        yield Image(str(folder / name), 0, -1, os.path.basename(name), name.split(os.sep)[0])
+    if loose := next((name for name in names if os.sep not in name), None):
+        inner = next((name for name in names if os.sep in name), None)
+        but = f", but {folder / inner} is in one" if inner else ""
+        raise UserError(f"{folder / loose} is in no class folder{but}; move it to {folder}/CLASS/…")
+    return [
+        Image(str(folder / name), 0, -1, os.path.basename(name), name.split(os.sep)[0])
+        for name in names
+    ]
 
 
 def _images_of_tars(path: Path) -> Iterator[Image]:

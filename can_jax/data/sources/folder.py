@@ -37,7 +37,7 @@ from can_jax.data.storage.splits import (
     split_of_folder,
     standard,
 )
-from can_jax.data.storage.unsupported import remedy
+from can_jax.data.storage.unsupported import log_not_images, remedy
 from can_jax.utils.errors import UserError
 
 # Names of folders of photographs, and of folders with the targets of these photographs.
@@ -245,16 +245,11 @@ def scan_folder(path: str, split: str) -> Table:
             match the split.
     """
     root, names, others = images_of_split(path, split)
-    advice = remedy(others)
-    if others:
-        logging.warning(
-            "%s: %d files that are not images by name or content are left out: %s%s",
-            shown(root), len(others), some(others, 3), f"; {advice}" if advice else "",
-        )  # fmt: skip
+    log_not_images(root, others)
     if not names:
         raise UserError(
             f"no image below {shown(root)}: "
-            f"{advice or 'no file is named .jpg, .png, .webp or the like'}"
+            f"{remedy(others) or 'no file is named .jpg, .png, .webp or the like'}"
         )
     sizes = sizes_of(root, names)
     if (sizes < 0).any():

@@ -2,7 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from absl import logging
+
+from can_jax.data.storage.splits import shown, some
 
 TARS = "write its images to tars, for example with the Python package webdataset"
 JPEG = "convert it to JPEG, for example with `magick mogrify -format jpg`"
@@ -44,3 +48,14 @@ def remedy(names: Iterable[str]) -> str:
     suffix, count = counts.most_common(1)[0]
     kind, help_ = REMEDIES[suffix]
     return f"{count} files are {kind}, which is not supported: {help_}"
+
+
+def log_not_images(root: str, others: Sequence[str]) -> None:
+    """Log a warning about the files below a folder that are left out because they are not images,
+    with a way to convert those of an unsupported format."""
+    if others:
+        advice = remedy(others)
+        logging.warning(
+            "%s: %d files that are not images by name or content are left out: %s%s",
+            shown(root), len(others), some(others, 3), f"; {advice}" if advice else "",
+        )  # fmt: skip
