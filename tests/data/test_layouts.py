@@ -65,6 +65,20 @@ def test_integer_labels_and_lists_that_do_not_fit(tmp_path, caplog):
         small_config(data__labels="x.csv")
 
 
+def test_names_of_several_folders_need_paths(tmp_path):
+    files = ["a/0.png", "a/1.png", "b/0.png"]
+    table = tmp_path / "labels.csv"
+    table.write_text("filename,label\n0,cat\n1,dog\n")
+    with pytest.raises(UserError, match=r"the entry 0 matches both a/0\.png and b/0\.png; list"):
+        labels_from(read_label_list(str(table)), files)
+    table.write_text("filename,label\n1.png,dog\n")
+    assert labels_from(read_label_list(str(table)), files)[0].tolist() == [-1, 0, -1]
+    table.write_text("filename,path,label\n0.png,a/0.png,cat\n0.png,b/0.png,dog\n")
+    assert read_label_list(str(table)) == {"a/0.png": "cat", "b/0.png": "dog"}
+    table.write_text("filename,path,label\n0.png,/raw/x/0.png,cat\n")
+    assert read_label_list(str(table)) == {"0.png": "cat"}
+
+
 def test_rows_without_a_label_and_with_several(tmp_path, caplog):
     files = ["a.png", "b.png", "c.png", "unlisted.png"]
     table = tmp_path / "labels.csv"

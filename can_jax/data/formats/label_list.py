@@ -1,6 +1,7 @@
 """Label lists in CSV, TSV or JSON lines, which map file names to labels."""
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ FILES = (
     "id",
     "imageid",
 )
+PATHS = ("path", "image_path")  # preferred where they hold a relative path with a folder
 LABELS = ("label", "class", "class_name", "category", "target", "predictionstring")
 KAGGLE = "predictionstring"  # the column holds a class and boxes, separated by spaces
 
@@ -78,7 +80,9 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
     conflicts: dict[str, str] = {}
     for row in rows:
         columns = {str(name).strip().lower(): value for name, value in row.items()}
-        file = next((name for name in FILES if columns.get(name) is not None), None)
+        paths = (name for name in PATHS if _is_relative(str(columns.get(name))))
+        files = (name for name in FILES if columns.get(name) is not None)
+        file = next(itertools.chain(paths, files), None)
         label = next((name for name in LABELS if columns.get(name) is not None), None)
         if file is None or label is None:
             raise UserError(
@@ -105,6 +109,11 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
     return labels
 
 
+def _is_relative(path: str) -> bool:
+    """Return whether a path is relative and contains a folder; the path of a URL is not."""
+    return os.sep in path and not os.path.isabs(path) and "://" not in path
+
+
 def labels_from(
     listed: dict[str, str], names: Names | Sequence[str]
 ) -> tuple[Int[np.ndarray, " files"], tuple[str, ...], int]:
@@ -121,16 +130,24 @@ def labels_from(
     Returns:
         The label of each file, the class names, and the number of entries that match no file. A
         file that is not listed has label -1. If all labels are integers, there are no class names.
+
+    Raises:
+        UserError: An entry without a slash matches files in different folders.
     """
     bare = not any(os.sep in name for name in listed)
     texts: list[str | None] = []
-    used = set()
+    used: dict[str, int] = {}
     for i in range(len(names)):
         name = os.path.basename(names[i]) if bare else names[i]
         key = name if name in listed else os.path.splitext(name)[0]
         texts.append(listed.get(key))
-        used.add(key)
-    missing = len(listed.keys() - used)
+        first = names[used.setdefault(key, i)]
+        if bare and key in listed and os.path.dirname(first) != os.path.dirname(names[i]):
+            raise UserError(
+                f"config.data.labels: the entry {shown(key)} matches both {shown(first)} and "
+                f"{shown(names[i])}; list paths such as {shown(first)} instead of names"
+            )
+    missing = len(listed.keys() - used.keys())
     values = set(listed.values())
     if all(value.removeprefix("-").isdecimal() for value in values):
         # Python's integers can exceed int64; `as_labels` replaces those beyond int32.
