@@ -20,6 +20,7 @@ from can_jax.train.network import abstract_network
 STORED_BYTES = 12  # per parameter: its value and two moments, in float32
 AVERAGE_BYTES = 4  # per parameter: its moving average, with `optimizer.ema_decay`
 PASSING_BYTES = 4  # per parameter: its copy for the computation and its gradient, in 16 bits
+SUMMED_BYTES = 4  # per parameter: the sum of the gradients of microbatches, in float32
 # For each remat policy, the activation bytes of a step divided by those of the formula.
 FACTORS = {"none": 1.0, "dots": 0.6, "dots_no_batch": 0.6, "full": 0.15}
 PIXEL_BYTES = 24  # per value of a view: the crop, its augmentation, noise, targets
@@ -62,7 +63,8 @@ def constant_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     fsdp = max(config.mesh.fsdp, 1)
     shards = devices if config.mesh.shard_state else fsdp
     stored = STORED_BYTES + (AVERAGE_BYTES if config.optimizer.ema_decay else 0)
-    return stored * parameters // shards + PASSING_BYTES * parameters // fsdp + FIXED
+    passing = PASSING_BYTES + (SUMMED_BYTES if config.accumulation.microbatches > 1 else 0)
+    return stored * parameters // shards + passing * parameters // fsdp + FIXED
 
 
 def gib(size: int | float) -> str:

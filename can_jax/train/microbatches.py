@@ -83,6 +83,11 @@ def merge_microbatches(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, 
     )
 
 
+def accumulators(gradients: Tree) -> Tree:
+    """Cast gradients to at least float32, since sums in 16 bits lose digits."""
+    return jax.tree.map(at_least_float32, gradients)
+
+
 class _Run(NamedTuple):
     """The inputs of one train step, with two methods that accumulate its gradients."""
 
@@ -128,9 +133,9 @@ class _Run(NamedTuple):
             total = jax.tree.map(lambda a, b: a + b / count, total, outputs.gradients)
             return (total, outputs.batch_stats), ((outputs.total, outputs.metrics), pooled)
 
-        start = (jax.tree.map(_zeros, self.parameters), self.batch_stats)
+        zeros = jax.tree.map(jnp.zeros_like, accumulators(self.parameters))
         parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
-        (total, batch_stats), (logged, pooled) = jax.lax.scan(add, start, parts)
+        (total, batch_stats), (logged, pooled) = jax.lax.scan(add, (zeros, self.batch_stats), parts)
         loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
         return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
@@ -181,13 +186,10 @@ class _Run(NamedTuple):
         embeddings = merge_microbatches(jax.lax.scan(embed, None, parts)[1])
         gradient = jax.value_and_grad(related, argnums=(0, 1), has_aux=True)
         (loss, (metrics, statistics)), (total, pull) = gradient(self.parameters, embeddings)
-        total, logged = jax.lax.scan(add, total, (parts, split_microbatches(pull, count)))
+        total, logged = jax.lax.scan(
+            add, accumulators(total), (parts, split_microbatches(pull, count))
+        )
         others, other_metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
         metrics |= other_metrics | {"loss/total": loss + others}
         pooled = pooled_of(embeddings)
         return StepOutput(loss + others, metrics, statistics, total), pooled
-
-
-def _zeros(parameter: Array) -> Array:
-    """Return zeros of a parameter's shape to accumulate gradients, in float32 or a wider type."""
-    return jnp.zeros_like(at_least_float32(parameter))

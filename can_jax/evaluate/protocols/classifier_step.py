@@ -21,11 +21,10 @@ from can_jax.models.backbones import BACKBONES, encoder_size, encoder_width, pos
 from can_jax.models.encoder import sincos_2d
 from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
-from can_jax.objectives.base import at_least_float32
 from can_jax.optimizers.weight_decay import decay_mask
 from can_jax.train.compute_copy import compute_copy, stored_gradients
 from can_jax.train.losses import Metrics
-from can_jax.train.microbatches import split_microbatches
+from can_jax.train.microbatches import accumulators, split_microbatches
 from can_jax.train.network import encoder_network
 from can_jax.train.random_keys import random_streams, row_keys
 from can_jax.train.step import TrainState
@@ -188,7 +187,7 @@ class ClassifierStep:
                 sums = jax.tree.map(lambda a, b: a + b / count, sums, gradient)
                 return (sums, statistics), (total, right)
 
-            zeros = jax.tree.map(lambda x: jnp.zeros_like(at_least_float32(x)), copied)
+            zeros = jax.tree.map(jnp.zeros_like, accumulators(copied))
             parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
             (gradient, statistics), logged = jax.lax.scan(
                 add, (zeros, state.batch_stats), (parts, jnp.arange(count))
