@@ -5,10 +5,11 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from can_jax.config.resolve import as_range
 from can_jax.data.decoding.decode import pillow_pixels
+from can_jax.data.decoding.stored import stored_as
 from can_jax.data.index.examine import why_undecodable
 
 LIMIT = 10**6
@@ -82,6 +83,27 @@ def test_color_that_pillow_cuts_has_to_fill_its_bits():
     color = np.repeat(sixteen(4095)[..., None], 3, axis=-1).astype(">u2")
     with pytest.raises(ValueError, match="all its values are below 32768"):
         pixels(b"P6 32 32 65535\n" + color.tobytes())
+
+
+def test_color_of_twelve_bits_takes_no_other_range():
+    color = np.repeat(sixteen(4095)[..., None], 3, axis=-1).astype(">u2")
+    encoded = b"P6 32 32 4095\n" + color.tobytes()
+    for value_range in (None, (0, 4095), (0, 65535)):
+        assert abs(pixels(encoded, value_range)[..., 0] - BYTES).max() <= 1
+    with pytest.raises(ValueError, match=r"values up to 4095, .*\(0.0, 1000.0\) is supported only"):
+        pixels(encoded, (0, 1000))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow is built without AVIF")
+@pytest.mark.parametrize(("flags", "bits"), [(0, 8), (64, 10), (96, 12)])
+def test_avif_states_its_bits(flags, bits):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "avif")
+    encoded = bytearray(buffer.getvalue())
+    encoded[encoded.index(b"av1C") + 6] |= flags
+    with Image.open(buffer) as image:
+        stored = stored_as(image, bytes(encoded))
+    assert (stored.bits, stored.maximum, stored.deep) == (bits, 2**bits - 1, False)
 
 
 @pytest.mark.parametrize("maximum", [15, 255])

@@ -21,7 +21,6 @@ from PIL import Image, ImageOps
 
 from can_jax.data.decoding.array_bytes import ARRAY, ARRAY_HEADER
 from can_jax.data.decoding.depth import (
-    WHITE,
     Range,
     check_reduced,
     tensor_to_eight_bits,
@@ -234,8 +233,9 @@ def pillow_pixels(
             values = stored.values(np.asarray(upright), value_range)
             gray = to_eight_bits(values, value_range)
             upright = Image.fromarray(255 - gray if stored.inverted else gray)
-        elif stored.bits > 8 and stored.maximum == WHITE:
-            check_reduced(np.asarray(upright.convert("RGB")), value_range)  # without alpha
+        elif stored.bits > 8:
+            colors = np.asarray(upright.convert("RGB"))  # without alpha
+            check_reduced(colors, value_range, stored.maximum)
         return pixels_of(upright, channels)
 
 

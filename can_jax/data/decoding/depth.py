@@ -76,18 +76,26 @@ def tensor_to_eight_bits(values: Any, value_range: Range) -> Any:
         return tf.identity(upper)
 
 
-def check_reduced(pixels: UInt8[np.ndarray, "*shape"], value_range: Range) -> None:
-    """Reject a 16-bit color image whose conversion needs the lower bytes, because Pillow returns
-    only the upper bytes.
+def check_reduced(
+    pixels: UInt8[np.ndarray, "*shape"], value_range: Range, maximum: int = WHITE
+) -> None:
+    """Reject a color image of more than 8 bits a channel whose conversion needs the lower bits,
+    because Pillow returns only the upper bits.
+
+    Args:
+        pixels: The image as Pillow returns it, with ``maximum`` scaled to 255.
+        value_range: The two pixel values that are mapped to 0 and 255; None if `config.data.range`
+            is unset.
+        maximum: The largest value that the header of the file allows.
 
     Raises:
-        ValueError: ``value_range`` is neither None nor (0, 65535), or it is None and all values are
-            below 2**15.
+        ValueError: ``value_range`` is neither None nor (0, 65535) nor (0, ``maximum``), or it is
+            None, ``maximum`` is 65535, and all values are below 2**15.
     """
-    if value_range not in (None, (0.0, 65535.0)):
+    if value_range not in (None, (0.0, float(WHITE)), (0.0, float(maximum))):
         raise ValueError(
-            f"is a color image of 16 bits a channel, which config.data.range={value_range} "
-            "supports only as PNG"
+            f"is a color image with values up to {maximum}, for which config.data.range="
+            f"{value_range} is supported only as PNG"
         )
-    if value_range is None and pixels.max(initial=0) < TOP_BIT >> 8:
+    if maximum == WHITE and value_range is None and pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")

@@ -9,6 +9,7 @@ from can_jax.data.decoding.depth import WHITE, Range
 
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 SIZ = b"\xff\x4f\xff\x51"  # the first markers of a JPEG 2000 codestream, SOC and SIZ
+AV1C = b"av1C"  # the name of the AVIF box that states the bit depth
 
 
 class Stored(NamedTuple):
@@ -21,8 +22,8 @@ class Stored(NamedTuple):
             None if Pillow's dtype is correct.
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
             bits a channel.
-        maximum: The largest value that the header of a PPM or JPEG 2000 file allows; 65535 for
-            other formats. Pillow scales this maximum to 65535 if ``deep`` is True.
+        maximum: The largest value that the header of a PPM, JPEG 2000 or AVIF file allows; 65535
+            for other formats. Pillow scales this maximum to 65535 if ``deep`` is True.
     """
 
     bits: int
@@ -66,11 +67,15 @@ def stored_as(image: Image.Image, encoded: bytes) -> Stored:
         maximum = WHITE if deep else 255
         if codec.startswith("ppm") and isinstance(arguments, tuple):
             maximum = int(arguments[1])
-        # Pillow scales colors to 8 bits by the header's maximum, unless this maximum is 65535.
-        return plain._replace(bits=16 if deep or maximum == WHITE else 8, maximum=maximum)
+        # Pillow scales colors to 8 bits by the header's maximum.
+        return plain._replace(bits=16 if deep or maximum > 255 else 8, maximum=maximum)
     if image.format == "JPEG2000" and SIZ in encoded:
         precision = encoded[encoded.index(SIZ) + 42] % 128 + 1
         return plain._replace(bits=precision, maximum=2**precision - 1)
+    if image.format == "AVIF" and AV1C in encoded:
+        flags = encoded[encoded.index(AV1C) + 6]
+        bits = 8 if not flags & 64 else 12 if flags & 32 else 10
+        return plain._replace(bits=bits, maximum=2**bits - 1)
     return plain
 
 
