@@ -7,9 +7,10 @@ import pytest
 
 from can_jax.data.formats.records import masked_crc32c, scan_tfrecord
 from can_jax.data.formats.webdataset import scan_tar
-from can_jax.data.sources.shards import open_tfrecord, open_webdataset
+from can_jax.data.sources.shards import example_parser, open_tfrecord, open_webdataset
 from can_jax.data.storage.find import find_shards
 from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
 from tests.data.samples import example, write_tar, write_tfrecord, write_webdataset
 
 CONTENTS = [bytes([i]) * (50 + i) for i in range(7)]
@@ -49,6 +50,19 @@ def test_features_of_other_names(tmp_path, caplog):
         UserError, match=r"no image in the feature 'image/enc.* jpeg: set .*image_key"
     ):
         open_tfrecord(str(tmp_path / "a.tfrecord"), "train")
+
+
+def test_only_the_first_image_and_label_of_a_record_are_used(caplog):
+    tf = tensorflow()
+    feature = {
+        "two images": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"a", b"b"])),
+        "two labels": tf.train.Feature(int64_list=tf.train.Int64List(value=[3, 7])),
+    }
+    record = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+    parse = example_parser("two images", "two labels")
+    assert [parse(record), parse(record)] == [(b"a", 3)] * 2
+    assert caplog.text.count("'two images' has several images in a record, of which only") == 1
+    assert caplog.text.count("'two labels' has several labels in a record, of which only") == 1
 
 
 @pytest.mark.parametrize("cut", [1, 4, 30, 80])

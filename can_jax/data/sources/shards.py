@@ -192,9 +192,11 @@ def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
     """Return a function that parses a `tf.train.Example` record.
 
     The returned function maps a record to its encoded image and label. A missing image becomes b"".
-    A label that is missing or not an integer becomes -1.
+    A label that is missing or not an integer becomes -1. Of several images or labels, the first is
+    used, and a warning is logged once.
     """
     where = f"the feature {label_key!r}"
+    where_image = f"the feature {image_key!r}"
 
     def parse(record: bytes) -> tuple[bytes, int]:
         features = example_features(record)
@@ -202,6 +204,10 @@ def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
         label = features[label_key].int64_list.value if label_key in features else ()
         if not label and label_key in features:
             _log_label_type(features[label_key].WhichOneof("kind"), where)
+        if len(image) > 1:
+            _log_several("images", where_image)
+        if len(label) > 1:
+            _log_several("labels", where)
         return (image[0] if image else b"", as_label(int(label[0]), where) if label else -1)
 
     return parse
@@ -214,6 +220,12 @@ def _log_label_type(kind: str | None, where: str) -> None:
         logging.warning(
             "%s is a %s, not an int64_list, so its labels count as unknown (-1)", where, kind
         )
+
+
+@functools.cache
+def _log_several(what: str, where: str) -> None:
+    """Log a warning, once for each feature, if a record has several images or labels."""
+    logging.warning("%s has several %s in a record, of which only the first is used", where, what)
 
 
 def tar_reader(data: ConfigDict) -> Read:
