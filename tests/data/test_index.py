@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from can_jax.data.index import build, examine, join
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Part, Plan
 from can_jax.data.sources.example_table import FOLDER, Table, load_table
+from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.registry import open_source
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
 from can_jax.data.storage.files import Names, find_images
@@ -266,7 +268,8 @@ def test_what_an_index_leaves_out_is_logged(tmp_path, caplog):
         path = tmp_path / f"class{i % 2}" / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    names, labels = [f"class{i % 2}/{i}.png" for i in range(5)], np.array([0, 1, 0, 1, 0], np.int32)
+    names = [f"class{i % 2}/{i}.png" for i in (0, 2, 4, 1, 3)]
+    labels = np.array([0, 0, 0, 1, 1], np.int32)
     classes = ("class0", "class1")
     index(tmp_path, "folder", names, file_labels=labels, label_names=classes)
     config = small_config(data__source="folder", data__path=str(tmp_path))
@@ -274,14 +277,42 @@ def test_what_an_index_leaves_out_is_logged(tmp_path, caplog):
     (line,) = (record.getMessage() for record in caplog.records)
     assert "leaves out 1 images that could not be decoded" in line
     caplog.clear()
-    (tmp_path / "class2").mkdir()
     facts = tmp_path / FOLDER / "train" / "index.json"
     old = json.loads(facts.read_text())
     del old["request"], old["undecodable"]
     facts.write_text(json.dumps(old))
+    (tmp_path / "class2").mkdir()
+    (tmp_path / "class2" / "5.png").write_bytes(IMAGES[0])
     assert open_source(config.data, "train").examples == 4
     older, new = (record.getMessage() for record in caplog.records)
-    assert "was written by an older version" in older and "such as class2" in new
+    assert "was written by an older version" in older and "built: class2/; rebuild" in new
+
+
+def test_images_added_after_an_index_was_built_are_logged(tmp_path, caplog):
+    def put(name):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(IMAGES[0])
+
+    def messages():
+        caplog.clear()
+        open_folder(str(tmp_path), "train")
+        return [record.getMessage() for record in caplog.records]
+
+    names = [f"{folder}/{i}.png" for folder in ("a", "a/deep", "b") for i in range(2)]
+    for name in names:
+        put(name)
+    index(tmp_path, "folder", sorted(names))
+    assert messages() == []
+    put("val/0.png"), put(".hidden/0.png"), put("text/0.txt")
+    (tmp_path / "link").symlink_to("a")
+    for folder in ("", "a", "a/deep", "b"):  # such as a copy of the data
+        os.utime(tmp_path / folder)
+    assert messages() == []
+    put("a/deep/2.png"), put("more/0.png")
+    (line,) = messages()
+    assert "lacks 2 images or folders of images" in line and "built: more/, a/deep/2.png" in line
+    os.utime(tmp_path / "a/deep", (0, 0))
+    assert "lacks 1 images or folders" in messages()[0]
 
 
 def test_memory_of_joining_does_not_grow_with_messages(tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
 """The search for the index of a data set, and the comparison of the index with the data."""
 
+import bisect
+import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,13 @@ import numpy as np
 from absl import logging
 
 from can_jax.data.sources.example_table import FACTS, FOLDER, Table, facts_of, load_table
-from can_jax.data.storage.files import folders_of, shard_sizes
+from can_jax.data.storage.files import IMAGE_NAME, STAT_THREADS, Names, folders_of, shard_sizes
 from can_jax.data.storage.mirror import mirrored
 from can_jax.data.storage.remote import is_remote
-from can_jax.data.storage.splits import shown, spellings
-from can_jax.data.storage.walk import is_folder_entry
+from can_jax.data.storage.splits import some, spellings, split_of_file
 from can_jax.utils.errors import UserError
 
-NAMED_FOLDERS = 3  # folders that a message about an index names
+CHECKED = 10_000  # names and folder entries examined in the search for images that were added
 REBUILD = "rebuild it with python -m can_jax.data.index"
 
 
@@ -33,7 +36,7 @@ def stored_table(
         index: The folder of the index; None for the default folder below ``root``.
         shards: The names of the shards relative to ``root``, which must be exactly the shards in
             the index. If ``shards`` is None, each file is one example, and files that were added
-            after indexing are left out.
+            after indexing are left out with a warning; see `_log_added`.
 
     Raises:
         UserError: The folder ``index`` contains no index, or the index is damaged, belongs to
@@ -45,8 +48,10 @@ def stored_table(
     table, facts = load_table(folder)
     if facts.get("source", source) != source:
         raise UserError(f"{folder} is an index of {facts['source']} data, not of {source} data")
-    _log_left_out(folder, facts, root if shards is None else None)
+    _log_left_out(folder, facts)
     if shards is None:
+        if not is_remote(root):
+            _log_added(folder, root, table.names)
         return table
     current = shard_sizes([os.path.join(root, name) for name in shards])
     sizes = dict(zip(shards, current.tolist(), strict=True))
@@ -93,13 +98,12 @@ def local_copy(index: str) -> Path:
     return mirrored(index) if is_remote(index) else Path(index)
 
 
-def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> None:
+def _log_left_out(index: Path, facts: dict[str, Any]) -> None:
     """Log warnings about the data that an index leaves out.
 
     Args:
         index: The folder of the index, for messages.
         facts: The content of the index's `index.json`.
-        folder: The indexed folder that contains the folders of the classes; None for shards.
     """
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
@@ -112,13 +116,74 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
             "the index %s leaves out %d images that could not be decoded when it was built; the "
             "file undecodable.txt in the index lists the reasons", index, facts["undecodable"],
         )  # fmt: skip
-    if folder is not None and facts["label_names"] and not is_remote(folder):
-        classes = set(facts["label_names"])
-        folders = {entry.name for entry in os.scandir(folder) if is_folder_entry(entry)}
-        if new := sorted(name for name in folders - classes if not name.startswith(".")):
-            names = [shown(name) for name in new[:NAMED_FOLDERS]]
-            logging.warning(
-                "the index %s lacks %d folders, such as %s, which are now beside the class "
-                "folders; %s",
-                index, len(new), ", ".join(names), REBUILD,
-            )  # fmt: skip
+
+
+def _log_added(index: Path, root: str, names: Names) -> None:
+    """Log a warning if images were added to a local folder after its index was built.
+
+    Only folders that were modified since then are listed. At most `CHECKED` names of the index, and
+    at most `CHECKED` entries of modified folders, are examined.
+
+    Args:
+        index: The folder of the index, whose `index.json` was written last.
+        root: The indexed folder.
+        names: The paths of the indexed images, relative to ``root``; if they are not sorted,
+            nothing is checked.
+    """
+    rows = np.linspace(0, len(names) - 1, min(len(names), CHECKED), dtype=int)
+    sample = [names[int(row)] for row in rows]
+    folders = {os.path.dirname(name) for name in sample}
+    # The names in an index of an older version can be relative to a folder above ``root``.
+    if sample != sorted(sample) or not os.path.isdir(os.path.join(root, min(folders))):
+        return
+    for inner in list(folders):
+        while inner:
+            inner = os.path.dirname(inner)
+            folders.add(inner)
+    built = (index / FACTS).stat().st_mtime_ns
+    with ThreadPoolExecutor(STAT_THREADS) as threads:
+        times = threads.map(lambda folder: _modified(os.path.join(root, folder)), folders)
+        changed = sorted(itertools.compress(folders, (time >= built for time in times)))
+    entries = (path for folder in changed for path in _images_and_folders(root, folder))
+    new = []
+    for path in itertools.islice(entries, CHECKED):
+        row = bisect.bisect_left(names, path)
+        if row == len(names) or not names[row].startswith(path):
+            new.append(path)
+    if new:
+        logging.warning(
+            "the index %s lacks %d images or folders of images, which were added after it was "
+            "built: %s; %s", index, len(new), some(new), REBUILD,
+        )  # fmt: skip
+
+
+def _modified(folder: str) -> int:
+    """Return the modification time of a folder in nanoseconds; -1 if it does not exist."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1
+
+
+def _images_and_folders(root: str, folder: str) -> Iterator[str]:
+    """Yield the paths of the images in a folder and, with a slash at their ends, those of its
+    subfolders that contain images.
+
+    Links and folders that are named like splits are left out, since a data set may leave them out.
+
+    Args:
+        root: The folder to which the yielded paths are relative.
+        folder: The path of the folder, relative to ``root``.
+    """
+    with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+        for entry in entries:
+            path = os.path.join(folder, entry.name)
+            if entry.name.startswith(".") or entry.is_symlink():
+                continue
+            if not entry.is_dir():
+                if IMAGE_NAME.search(entry.name):
+                    yield path
+            elif not split_of_file(entry.name) and any(
+                IMAGE_NAME.search(name) for _, _, files in os.walk(entry) for name in files
+            ):
+                yield f"{path}/"
