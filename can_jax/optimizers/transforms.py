@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -109,14 +111,72 @@ def transform(settings: Any) -> optax.GradientTransformation:
         UserError: ``optimizer.name`` is unknown, ``optimizer.options`` are not valid for the
             optimizer, or the named function does not return an `optax.GradientTransformation`.
     """
+    made, taken = _with_rate(settings, 1.0)
+    if "learning_rate" in taken:
+        made = _negated(made)
+    if "weight_decay" not in taken and settings.weight_decay:
+        decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
+        made = optax.chain(made, decay)
+    return made
+
+
+def check_updates(settings: Any) -> None:
+    """Check that the updates are proportional to the learning rate, as the train step requires.
+
+    The check computes a few updates of random parameters with two learning rates. Optimizers
+    without a parameter ``learning_rate`` are not checked.
+
+    Args:
+        settings: The config block ``optimizer``, whose ``name`` must be valid.
+
+    Raises:
+        UserError: The updates are not proportional to the learning rate, or the optimizer requires
+            further arguments, such as the loss.
+    """
+    function = find_optimizer(settings.name)
+    assert function is not None
+    if "learning_rate" not in parameters_of(function):
+        return
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (2, 2), "bias": (2,)}
+    trees = [
+        {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(6)
+    ]
+
+    def last_update(rate: float) -> jax.Array:
+        made, _ = _with_rate(settings, rate)
+        state = made.init(trees[0])
+        for gradients, parameters in zip(trees[:3], trees[3:], strict=True):
+            updates, state = made.update(gradients, state, parameters)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(updates)])
+
+    try:
+        full, half = jax.jit(lambda: (last_update(1.0), last_update(0.5)))()
+    except UserError:
+        raise
+    except Exception as error:  # A library's or a user's function can raise errors of any kind.
+        raise UserError(
+            f"config.optimizer.name={settings.name!r}: {one_line(error)}. The train step passes "
+            "only gradients, state and parameters; choose another optimizer, such as adamw"
+        ) from error
+    if not np.allclose(2 * half, full, atol=1e-3 * np.abs(full).max()):
+        raise UserError(
+            f"config.optimizer.name={settings.name!r}: the updates are not proportional to the "
+            "learning rate, by which the train step multiplies them; choose another optimizer, "
+            "such as adamw"
+        )
+
+
+def _with_rate(settings: Any, rate: float) -> tuple[optax.GradientTransformation, frozenset[str]]:
+    """Return the optimizer with a learning rate, and the names of its function's parameters."""
     function = find_optimizer(settings.name)
     if function is None:
         raise unknown_optimizer(settings.name)
     taken = parameters_of(function)
     arguments: dict[str, Any] = {name: settings[key] for key, name in PARAMETERS.items()}
     arguments["mu_dtype"] = jnp.dtype(settings.moment_dtype)
-    # Optax multiplies updates by the negated rate, and so does the train step, so optax gets -1.
-    arguments |= {"learning_rate": -1.0, "weight_decay": settings.weight_decay}
+    arguments |= {"learning_rate": rate, "weight_decay": settings.weight_decay}
     arguments |= dict.fromkeys(MASKS, decay_mask)
     arguments = {name: value for name, value in arguments.items() if name in taken}
     try:
@@ -131,7 +191,15 @@ def transform(settings: Any) -> optax.GradientTransformation:
             f"config.optimizer.name={settings.name!r}: the function of this name returns a "
             f"{type(made).__name__}, but must return an optax.GradientTransformation"
         )
-    if "weight_decay" not in taken and settings.weight_decay:
-        decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
-        made = optax.chain(made, decay)
-    return made
+    return made, taken
+
+
+def _negated(made: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return a transformation with negated updates, since optax subtracts updates and the train
+    step does, too. Its state is that of ``made``."""
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+        updates, state = made.update(gradients, state, parameters)
+        return jax.tree.map(jnp.negative, updates), state
+
+    return optax.GradientTransformation(made.init, update)

@@ -19,7 +19,7 @@ from can_jax.distributed.sharding_rules import shardings, splits_state
 from can_jax.models import can
 from can_jax.optimizers.average import update_average
 from can_jax.optimizers.optimizer import check_patterns, make_optimizer
-from can_jax.optimizers.transforms import is_bounded
+from can_jax.optimizers.transforms import check_updates, is_bounded
 from can_jax.train.collapse import embedding_metrics
 from can_jax.train.compute_copy import compute_copy, compute_types, stored_gradients
 from can_jax.train.losses import Metrics, StepOutput, Tree, loss_and_gradients
@@ -270,9 +270,10 @@ def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Ste
             suffices to compile or time a step, or to restore a state.
 
     Raises:
-        UserError: A pattern in ``config.optimizer`` matches no parameter, or all parameters are
-            frozen.
+        UserError: A pattern in ``config.optimizer`` matches no parameter, all parameters are
+            frozen, or the train step cannot use the optimizer.
     """
+    check_updates(config.optimizer)
     network = abstract_network(config)
     check_patterns(config, nnx.to_pure_dict(nnx.state(network, nnx.Param)))
     return Step(config, nnx.graphdef(network), make_optimizer(config), schedule)

@@ -1,11 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.optimizers.optimizer import make_optimizer, peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
+from can_jax.optimizers.transforms import check_updates
 from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
@@ -234,6 +237,43 @@ def test_memory_of_each_optimizer(name, moments):
     state = jax.eval_shape(make_optimizer(small_config(optimizer__name=name)).init, weight)
     stored = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert stored <= moments * 2 * 256 * 512 + 8 and (stored or moments < 1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "prodigy"])
+def test_updates_are_those_of_optax_at_rate_1(name):
+    """Prodigy estimates the rate from the distance to the start: it must move to train."""
+    options = {"weight_decay": 0.0} if name == "prodigy" else {}
+    settings = {"optimizer__weight_decay": 0.0, "optimizer__epsilon": 1e-8}
+    ours = make_optimizer(small_config(optimizer__name=name, **settings))
+    theirs = getattr(optax, name, None) or getattr(optax.contrib, name)
+    theirs = theirs(learning_rate=1.0, **options)
+
+    def distance(optimizer, sign):
+        def step(_, carry):
+            x, state = carry
+            updates, state = optimizer.update(0.1 * (x - 3.0), state, x)
+            return x + sign * updates, state
+
+        start = jnp.zeros(4)
+        return jax.lax.fori_loop(0, 300, step, (start, optimizer.init(start)))[0][0] - 3.0
+
+    found, expected = jax.jit(lambda: (distance(ours, -1.0), distance(theirs, 1.0)))()
+    assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+    assert abs(float(found)) < 1.0
+    check_updates(small_config(optimizer__name=name).optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("schedule_free_sgd", "updates are not proportional to the learning rate"),
+        ("momo", "argument: 'value'. The train step passes only gradients, state and parameters"),
+    ],
+)
+def test_optimizer_that_the_train_step_cannot_use_is_refused(name, message):
+    config = small_config(optimizer__name=name, optimizer__weight_decay=0.0)
+    with pytest.raises(UserError, match=f"config.optimizer.name='{name}': .*{message}"):
+        make_step(config, lambda _: 1.0)
 
 
 def rates(name, options, steps=100):
