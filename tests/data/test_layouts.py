@@ -97,6 +97,24 @@ def test_rows_without_a_label_and_with_several(tmp_path, caplog):
     assert f"1 labels, such as {beyond}, are outside the range of int32" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.jsonl", '{"file_name": "a.png", "label": null}\n{"file_name": "b.png", "label": 0}\n'),
+        ("l.csv", "file_name,label\na.png\nb.png,0,\n"),
+    ],
+)
+def test_missing_value_is_an_empty_label(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_label_list(str(tmp_path / name)) == {"b.png": "0"}
+
+
+def test_row_with_too_many_fields_is_refused(tmp_path):
+    (tmp_path / "l.csv").write_text("file_name,label\na, b.png,cat\n")
+    with pytest.raises(UserError, match=r"l\.csv: the row a,  b\.png, cat has more fields than"):
+        read_label_list(str(tmp_path / "l.csv"))
+
+
 def test_kaggles_imagenet(tmp_path):
     images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
     put(images, "train/n01/n01_1.png", "train/n02/n02_1.png", "val/v_1.png", "val/v_2.png")

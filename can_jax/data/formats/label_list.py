@@ -36,7 +36,7 @@ KAGGLE = "predictionstring"  # the column holds a class and boxes, separated by 
 def read_label_list(path: str) -> dict[str, str]:
     """Return a dict that maps each file name in a label list to its label as a string.
 
-    A row with an empty label is ignored.
+    A row with an empty label, or with the label null in JSON, is ignored.
 
     Args:
         path: The path or URL of the list. A `.jsonl` or `.json` file holds one JSON object per
@@ -44,7 +44,8 @@ def read_label_list(path: str) -> dict[str, str]:
             line of either names the columns.
 
     Raises:
-        UserError: The list cannot be read, or a row lacks a column of file names or of labels.
+        UserError: The list cannot be read, or a row lacks a column of file names or of labels, or
+            has more fields than the first line.
     """
     try:
         with open_file(path) as file:
@@ -74,23 +75,31 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
     warning is logged if their labels differ.
 
     Raises:
-        UserError: A row lacks a column of file names or of labels.
+        UserError: A row lacks a column of file names or of labels, or has more fields than the
+            first line.
     """
     labels: dict[str, str] = {}
     conflicts: dict[str, str] = {}
     for row in rows:
+        if any(extra := row.pop(None, ())):  # the key of `csv.DictReader` for further fields
+            raise UserError(
+                f"{shown(path)}: the row {shown(', '.join(map(str, [*row.values(), *extra])))} has "
+                "more fields than the first line; quote fields that contain a separator"
+            )
         columns = {str(name).strip().lower(): value for name, value in row.items()}
         paths = (name for name in PATHS if _is_relative(str(columns.get(name))))
         files = (name for name in FILES if columns.get(name) is not None)
         file = next(itertools.chain(paths, files), None)
-        label = next((name for name in LABELS if columns.get(name) is not None), None)
+        given = (name for name in LABELS if columns.get(name) is not None)
+        present = (name for name in LABELS if name in columns)
+        label = next(itertools.chain(given, present), None)
         if file is None or label is None:
             raise UserError(
                 f"{shown(path)} has the columns {', '.join(map(shown, columns))}; "
                 f"it needs a column with file names, titled {FILES[0]!r} for example, and a "
                 f"column with labels, titled {LABELS[0]!r} for example"
             )
-        value = str(columns[label]).strip()
+        value = "" if columns[label] is None else str(columns[label]).strip()
         if label == KAGGLE:
             value = value.split(" ")[0]
         name = os.path.normpath(str(columns[file]).strip())
