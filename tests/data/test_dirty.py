@@ -115,6 +115,24 @@ def test_pipes_are_never_waited_for(tmp_path, caplog):
         open_webdataset(str(tmp_path / "train.tar"), "train")
 
 
+def test_links_and_pipes_among_shards_are_left_out(tmp_path, caplog, capsys):
+    write_tar(tmp_path / "train-0.tar", [("0.png", IMAGES[0])])
+    (tmp_path / "train-1.tar").symlink_to("nowhere.tar")
+    os.mkfifo(tmp_path / "train-2.tar")
+    source = open_webdataset(str(tmp_path), "train")
+    assert source.read(np.arange(source.examples))[0] == [IMAGES[0]]
+    assert "train-1.tar cannot be read: No such file or directory; 0 of its" in caplog.text
+    assert "train-2.tar cannot be read: not a regular file" in caplog.text
+    names = [f"train-{i}.tar" for i in range(3)]
+    build_index(Plan("webdataset", str(tmp_path)), names, tmp_path / FOLDER / "train")
+    assert "train-1.tar cannot be read" in capsys.readouterr().out
+    assert open_webdataset(str(tmp_path), "train").examples == 1
+    (tmp_path / "train-1.tar").unlink()
+    (tmp_path / "train-1.tar").symlink_to("train-0.tar")
+    with pytest.raises(UserError, match=r"does not match .*train-1\.tar, whose size has changed"):
+        open_webdataset(str(tmp_path), "train")
+
+
 def test_what_may_not_be_read_is_counted_with_its_cause(tmp_path, caplog, capsys):
     data = tmp_path / "data"
     put(data, a_open=IMAGES[0], b_closed=IMAGES[1], c_inside=IMAGES[2])

@@ -50,18 +50,19 @@ def size_of(path: str) -> int:
 
 
 def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
-    """Return the size in bytes of each file.
+    """Return the size in bytes of each file; -1 for a local file that does not exist or is not a
+    regular file.
 
     The sizes of remote files in the same folder are taken from a single listing of this folder.
 
     Raises:
-        UserError, OSError: A size cannot be determined; see `size_of`.
+        UserError: Reading a size fails with an I/O error, even after retries.
+        OSError: A remote file does not exist.
     """
     if paths and is_remote(paths[0]):
         sizes = _reachable(paths[0], lambda: remote.existing(paths))
         return np.array([sizes[p] if p in sizes else size_of(p) for p in paths], np.int64)
-    with ThreadPoolExecutor(STAT_THREADS) as threads:
-        return np.array(list(threads.map(size_of, paths)), np.int64)
+    return sizes_of("", paths)
 
 
 def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
