@@ -49,6 +49,15 @@ def test_arrays_that_are_not_used_are_named(tmp_path, caplog):
     assert caplog.text.count("the arrays label are not used; only images, labels and") == 1
 
 
+def test_arrays_in_other_places_are_named(tmp_path, caplog):
+    for name in ("train-0.npz", "train/train-1.npz", ".hidden/train-2.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.savez(tmp_path / name, images=images(1))
+    np.save(tmp_path / "train-3.npy", images(1))
+    assert open_arrays(str(tmp_path), "train", 3).examples == 1
+    assert "2 arrays are left out: train-3.npy, train/train-1.npz; move them" in caplog.text
+
+
 def test_shards_of_two_sizes(tmp_path):
     np.savez(tmp_path / "train-0.npz", images=images(2, 8))
     np.savez(tmp_path / "train-1.npz", images=images(2, 9))
@@ -78,10 +87,10 @@ def test_shards_that_number_the_same_classes_differently(tmp_path):
     source = open_arrays(str(tmp_path), "train", 3)
     assert source.labels.tolist() == [0, 1, 2] and source.label_names == ("a", "b", "c")
     np.savez(tmp_path / "train-1.npz", images=images(1), labels=[1], label_names=["c"])
-    with pytest.raises(UserError, match="must have a name that is unique within its shard"):
+    with pytest.raises(UserError, match="give every label a name that is unique within its shard"):
         open_arrays(str(tmp_path), "train", 3)
     np.savez(tmp_path / "train-1.npz", images=images(2), labels=[0, 1], label_names=["c", "c"])
-    with pytest.raises(UserError, match="train-1.npz.* every label must have a name"):
+    with pytest.raises(UserError, match="train-1.npz.* give every label a name"):
         open_arrays(str(tmp_path), "train", 3)
 
 

@@ -32,6 +32,7 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     """
     root = existing_root(path)
     shards = shards_of_split(root, split)
+    _log_other_arrays(root)
     unused: set[str] = set()
     parts = [_read(shard, channels, unused) for shard in shards]
     if unused:
@@ -121,6 +122,18 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
         raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {present}")
     chosen = choose_files(str(root), names, split, "npz file", listed=False, patterns=False)
     return [root / name for name in chosen]
+
+
+def _log_other_arrays(root: Path) -> None:
+    """Log a warning about npz files in the subfolders of a folder, and npy files, which are not
+    read."""
+    others = (*root.glob("*/*.npz"), *root.glob("*.npy"))
+    names = (file.relative_to(root).as_posix() for file in others)
+    if unused := sorted(name for name in names if not name.startswith(".")):
+        logging.warning(
+            "%s: %d arrays are left out: %s; move them to npz files directly in this folder",
+            root, len(unused), some(unused),
+        )  # fmt: skip
 
 
 def _read(
