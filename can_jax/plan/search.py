@@ -91,12 +91,15 @@ def fit_mesh(config: ConfigDict, devices: int) -> str | None:
 def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
     """Yield the choices whose mesh fits the devices and whose microbatches divide the batch evenly.
 
-    `mesh.fsdp` is a power of two up to `LARGEST_FSDP`, and `mesh.tensor` is unchanged.
+    `mesh.fsdp` is a power of two up to `LARGEST_FSDP`, and `mesh.tensor` is unchanged. With
+    microbatch negatives, the number of microbatches is unchanged, since the loss depends on it.
     """
+    settings = config.accumulation
+    counts = (settings.microbatches,) if settings.negatives == "microbatch" else MICROBATCHES
     tensor = mesh_shape(config.mesh, devices)[2]
     rows = devices // tensor
     sizes = [size for size in (2**i for i in range(rows.bit_length())) if size <= LARGEST_FSDP]
-    for remat, parts, fsdp in itertools.product(REMAT_POLICIES, MICROBATCHES, sizes):
+    for remat, parts, fsdp in itertools.product(REMAT_POLICIES, counts, sizes):
         if rows % fsdp == 0 and config.batch_size % (rows * parts) == 0:
             yield Choice(remat, parts, (rows // fsdp, fsdp, tensor))
 

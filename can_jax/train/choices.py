@@ -20,7 +20,8 @@ from can_jax.objectives import reads
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
 
-# Settings that adapt to other devices at a resume, since the results do not depend on them.
+# Settings that adapt to other devices at a resume, since the results do not depend on them. With
+# microbatch negatives, a resumed run keeps `accumulation.microbatches`.
 DEVICE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.tensor", "accumulation.microbatches", "model.remat",
     "model.scan",
@@ -181,10 +182,14 @@ def memory_choices(
     yield Choice("mesh.data", -1, "all remaining devices")
     fixed = stored or is_given("batch_size", given)
     microbatches = plan.accumulation.microbatches
+    # The results of a run with microbatch negatives depend on the number of microbatches.
+    keeps = is_given("accumulation.microbatches", given) or (
+        stored and plan.accumulation.negatives == "microbatch"
+    )
     batch, remat, parts = fit(
         plan, parameters, devices, found, fixed,
         (plan.model.remat,) if is_given("model.remat", given) else REMATS,
-        (microbatches,) if is_given("accumulation.microbatches", given) else MICROBATCHES,
+        (microbatches,) if keeps else MICROBATCHES,
     )  # fmt: skip
     with plan.ignore_type():
         plan.batch_size, plan.model.remat, plan.accumulation.microbatches = batch, remat, parts
@@ -297,4 +302,7 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
             )
     if not options:
         return "no smaller batch is expected to fit: choose a smaller model or smaller images"
-    return f"expected to fit: {', or '.join(options)}"
+    line = f"expected to fit: {', or '.join(options)}"
+    if config.accumulation.negatives == "microbatch":
+        line += "; with accumulation.negatives=microbatch, each microbatch has its own negatives"
+    return line

@@ -61,6 +61,13 @@ def test_choices_divide_the_devices_and_the_batch():
     assert {choice.mesh[2] for choice in with_tensor} == {2}
 
 
+@pytest.mark.parametrize(("negatives", "counts"), [("microbatch", {2}), ("batch", {1, 2, 4, 8})])
+def test_microbatches_with_their_own_negatives_are_not_searched(negatives, counts):
+    changes = {"accumulation__microbatches": 2, "accumulation__negatives": negatives}
+    found = choices(small_config(batch_size=64, **changes), 8)
+    assert {choice.microbatches for choice in found} == counts
+
+
 def test_the_first_that_fits_ends_the_search_for_advice(monkeypatch):
     search = searched(monkeypatch, needed=900, first_fit=True)
     assert [attempt.plan.fits for attempt in search.attempts] == [False, True]

@@ -103,6 +103,18 @@ def test_resumed_run_changes_only_what_the_results_do_not_depend_on():
     assert config.model.dtype == "bfloat16" and config.batch_size == before.batch_size
 
 
+@pytest.mark.parametrize("gib", [10, 72])
+def test_resumed_run_with_microbatch_negatives_keeps_its_microbatches(gib):
+    config, _ = chosen("vit_b", CARD)
+    config.accumulation.update(negatives="microbatch", microbatches=8)
+    devices = dataclasses.replace(CARD, memory=gib * GIB)
+    choose(config, {}, devices, None, stored=True)
+    assert config.accumulation.microbatches == 8
+    config.accumulation.negatives = "batch"
+    choose(config, {}, devices, None, stored=True)
+    assert config.accumulation.microbatches != 8
+
+
 @pytest.mark.parametrize(("shard_state", "fsdp"), [("auto", 1), (False, 8)])
 def test_state_that_fills_a_device_is_split(shard_state, fsdp):
     """Where it is split over `data`, it fills no device."""
@@ -194,6 +206,8 @@ def test_out_of_memory_names_what_would_fit():
     config = small_config(batch_size=512)
     line = what_fits(config, CARD)
     assert "--config.accumulation.microbatches=" in line and "--config.batch_size=256" in line
+    config.accumulation.negatives = "microbatch"
+    assert "each microbatch has its own negatives" in what_fits(config, CARD)
     tiny = dataclasses.replace(CARD, memory=GIB // 4)
     assert what_fits(config, tiny).startswith("no smaller batch is expected to fit: ")
     message = r"out of memory on .*batch_size=512.*; expected to fit: "
