@@ -4,6 +4,7 @@
 resumed run keeps the stored settings, except for `DEVICE_KEYS`, which are chosen again.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -19,6 +20,7 @@ from can_jax.distributed.hardware import Devices
 from can_jax.objectives import reads
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
+from can_jax.utils.errors import UserError
 
 # Settings that adapt to other devices at a resume, since the results do not depend on them. With
 # microbatch negatives, a resumed run keeps `accumulation.microbatches`.
@@ -290,9 +292,12 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
     kept = fit(config, parameters, devices, None, fixed=True)
     trial = config.copy_and_resolve_references()
     trial.batch_size = max(config.batch_size // 2, devices.count)
-    other = fit(trial, parameters, devices, None, fixed=False)
+    trial.accumulation.microbatches = 1
+    candidates = [kept]
+    with contextlib.suppress(UserError):  # an objective can require a larger batch
+        candidates.append(fit(trial, parameters, devices, None, fixed=False))
     options = []
-    for batch, remat, parts in dict.fromkeys((kept, other)):
+    for batch, remat, parts in dict.fromkeys(candidates):
         trial.batch_size, trial.model.remat = batch, remat
         trial.accumulation.microbatches = parts
         if step_bytes(trial, parameters, devices.count) <= limit:

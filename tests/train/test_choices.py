@@ -217,6 +217,16 @@ def test_out_of_memory_names_what_would_fit():
         raise jax.errors.JaxRuntimeError("INTERNAL: other")
 
 
+@pytest.mark.parametrize(("batch", "microbatches"), [(96, 32), (64, 64)])
+def test_out_of_memory_is_reported_whatever_half_the_batch_would_be(batch, microbatches):
+    config = small_config(
+        batch_size=batch, accumulation__microbatches=microbatches, accumulation__negatives="batch"
+    )
+    message = f"out of memory on .*batch_size={batch}.*microbatches={microbatches}"
+    with pytest.raises(UserError, match=message), explained_memory(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+
 def test_command_prints_what_it_chooses_and_the_configuration(tmp_path):
     np.savez(tmp_path / "train.npz", images=np.zeros((64, 32, 32, 3), np.uint8))
     done = main_in_process(
