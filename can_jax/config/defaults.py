@@ -59,7 +59,7 @@ DATA: Table = {
         None, COUNT, "The approximate number of images in an epoch of streamed data."
     ),
     "exif_orientation": Key(
-        False, Switch(), "Whether to rotate photographs upright by their EXIF orientation."
+        False, Switch(), "Whether to rotate images upright by EXIF orientation; TIFFs always are."
     ),
     "max_pixels": Key(
         50_000_000, COUNT, "The maximum area of an image; larger images count as undecodable.",

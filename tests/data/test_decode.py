@@ -126,6 +126,14 @@ def test_exif_orientation(kind, value):
     np.testing.assert_array_equal(decode.pillow_pixels(encoded, 3, LIMIT, True), upright)
 
 
+@pytest.mark.parametrize("exif", [False, True])
+def test_tiff_is_always_turned_upright(exif):
+    tags = Image.Exif()
+    tags[decode.ORIENTATION] = 6
+    pixels = decode.pillow_pixels(saved(SMOOTH, "tiff", exif=tags), 3, LIMIT, exif)
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(SMOOTH), -1))
+
+
 def test_orientation_of_what_has_none():
     assert decode.orientation(NATIVE["png"]) == decode.orientation(b"no image") == 1
 

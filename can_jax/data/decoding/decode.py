@@ -217,7 +217,8 @@ def pillow_pixels(
         encoded: The bytes of the image file.
         channels: The number of channels of the result: 1, 3 or 4.
         max_pixels: The maximum number of pixels, width times height, that `open_image` accepts.
-        exif: Whether to rotate and mirror the image by its EXIF orientation.
+        exif: Whether to rotate and mirror the image by its EXIF orientation. Pillow does so in any
+            case for TIFFs.
         value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
             a channel; None if `config.data.range` is unset.
 
