@@ -114,3 +114,20 @@ def test_pattern_that_ends_in_a_star_selects_the_shards_of_all_depths(tmp_path, 
     assert names(tmp_path, "**/*") == ["a.tar", "sub/b.tar"]
     assert "2 matching files do not have the name of a tar shard" in caplog.text
     assert kind_of(f"{tmp_path}/**/*").source == "webdataset"
+
+
+def test_missing_shards_and_other_files_of_a_folder_are_logged(tmp_path, caplog):
+    touch(
+        tmp_path, "train-00000-of-00004.tar", "train-00003-of-00004.tar", "sizes.json", "LICENSE",
+        "train-00001-of-00004.tar.part", "train-00002-of-00004.zip", "loose.png", "sub/a.png",
+        "val-00000-of-00009.tar", "train-00000-of-00004.parquet",
+    )  # fmt: skip
+    assert names(tmp_path, "") == ["train-00000-of-00004.tar", "train-00003-of-00004.tar"]
+    assert "2 of 4 numbered shards are missing, such as " in caplog.text
+    assert f"{tmp_path}/train-00001-of-00004, {tmp_path}/train-00002-of-00004;" in caplog.text
+    assert "3 files that are not tar shards by name are left out: loose.png, train-" in caplog.text
+    caplog.clear()
+    touch(tmp_path, *(f"whole/x-{i:05d}-of-00002" for i in (0, 1)), "whole/x.json")
+    touch(tmp_path, *(f"from_one/x-{i:05d}-of-00002.tar" for i in (1, 2)))
+    assert len(names(tmp_path, "whole", "tfrecord")) == len(names(tmp_path, "from_one")) == 2
+    assert not caplog.text

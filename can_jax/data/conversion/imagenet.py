@@ -21,8 +21,8 @@ from can_jax.data.index.examine import Plan
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.shards import IMAGE_KEY, LABEL_KEY, locate_shards
 from can_jax.data.storage.digest import digest_of_bytes, digest_of_columns
-from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
+from can_jax.data.storage.shard_names import is_shard
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import check_directory, replace_text, replacing
 from can_jax.utils.tensorflow import tensorflow

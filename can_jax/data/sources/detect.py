@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from can_jax.data.storage.files import IMAGE_NAME, exists, is_folder, starts_as_image, walk
-from can_jax.data.storage.find import WILD, is_any_shard, is_shard, matches
+from can_jax.data.storage.find import WILD, matches
 from can_jax.data.storage.remote import is_remote
+from can_jax.data.storage.shard_names import is_any_shard, is_shard
 from can_jax.data.storage.splits import shown
 from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError

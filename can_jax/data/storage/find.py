@@ -10,6 +10,13 @@ from absl import logging
 
 from can_jax.data.storage.files import existing, exists, is_folder, listed, walk
 from can_jax.data.storage.remote import demand_listing, is_remote
+from can_jax.data.storage.shard_names import (
+    COMPRESSED_TAR,
+    is_any_shard,
+    is_shard,
+    log_missing_shards,
+    log_not_shards,
+)
 from can_jax.data.storage.splits import (
     AmbiguousSplitError,
     choose_files,
@@ -26,13 +33,6 @@ from can_jax.utils.errors import UserError
 
 WILD = re.compile(r"[*?\[]")
 MOST_BRACKETS = 8  # a name with fewer opening brackets is also matched with literal brackets
-COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$")
-RECORDS = re.compile(r"tfrec|-\d{5}-of-\d{5}")
-# Files beside TFRecords, or numbered like them, that are not TFRecords.
-NO_RECORDS = re.compile(
-    r"\.(idx|index|txt|json|jsonl|csv|tsv|ya?ml|md|log|lock|tmp|new|part|incomplete|npz|npy|zip|tar"
-    r"|tgz|md5|sha\d+|crc)$|parquet|arrow|array_?record|riegeli|bagz"
-)
 
 
 def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> list[str]:
@@ -58,7 +58,9 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
     if "::" not in path and is_folder(path):
-        return _in_folder(path, split, kind, compressed)
+        shards = _in_folder(path, split, kind, compressed)
+        log_missing_shards(shards)
+        return shards
     files = _shards_at(path, kind, compressed)
     names = _relative(files)
     chosen = set(choose_files(path, names, split, f"{kind} shard", listed=True))
@@ -166,6 +168,8 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     if not direct:
         names = deep
         zipped = [name for name in below if COMPRESSED_TAR.search(name.lower())] or zipped
+    if names and not is_remote(folder):
+        log_not_shards(folder, here if direct else below, kind)
     if kind == "tar" and zipped:
         if compressed:
             return sorted([*names, *zipped])
@@ -197,22 +201,6 @@ def _matching_shards(pattern: str, kind: str) -> list[str]:
         shown(pattern), len(others), kind, some(others),
     )  # fmt: skip
     return sorted(set(files) - set(others))
-
-
-def is_any_shard(name: str, kind: str) -> bool:
-    """Return whether a file name is that of a shard, compressed or not."""
-    return is_shard(name, kind) or (kind == "tar" and bool(COMPRESSED_TAR.search(name.lower())))
-
-
-def is_shard(name: str, kind: str) -> bool:
-    """Return whether a file name is that of a TFRecord file or, if ``kind`` is `tar`, of an
-    uncompressed tar."""
-    name = name.lower()
-    if name.startswith("."):
-        return False
-    if kind == "tar":
-        return name.endswith(".tar")
-    return bool(RECORDS.search(name)) and not NO_RECORDS.search(name)
 
 
 def _no_shard(folder: str, kind: str, split: str) -> str:
