@@ -60,7 +60,7 @@ def test_file_that_has_gone_is_an_error(tmp_path):
     put(tmp_path / "a.png")
     source = open_folder(str(tmp_path), "train")
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match=r"a\.png cannot be read: No such file or directory\. Run"):
+    with pytest.raises(UserError, match=r"a\.png cannot be read: No such file or directory\. Re-"):
         source.read(np.array([0]))
 
 
