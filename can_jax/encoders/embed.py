@@ -33,6 +33,8 @@ from can_jax.utils.workers import Workers
 PART = 4096  # The number of images in a part, whose features take 16 MiB for a ViT-L.
 # While parts are computed, `data.skip_limit` is checked only after this number of images.
 LEAST = 256
+# Keys of the block `data` on which images or labels depend, but which source fingerprints lack.
+DECODING = ("exif_orientation", "max_pixels", "range", "image_key", "label_key")
 Advance = Callable[[int, int], None]  # Called with the number of images done and of all images.
 
 
@@ -128,10 +130,12 @@ def embed(
     source = open_source(data, name)
     identity = {
         "encoder": {"sha256": encoder.sha256, "path": str(encoder.path), "step": encoder.step},
+        "model": encoder.model,
         "image_size": list(encoder.image_size),
         "mean": list(encoder.mean),
         "std": list(encoder.std),
         "features": features,
+        "decoding": {name: data[name] for name in DECODING},
         "data": source.fingerprint() | {"split": name, "images_per_part": PART},
     }
     identity = json.loads(json.dumps(identity, default=str))
@@ -175,12 +179,13 @@ def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
     """Check that the stored parts were computed with the weights, data and settings in
     ``identity``.
 
-    If the folder has no stored identity yet, ``identity`` is written to it.
+    If the folder has no stored identity yet, ``identity`` is written to it. Keys that an older
+    version did not store are not compared.
     """
     stored = read_identity(epath.Path(folder))
     if stored is None:
         store_identity(epath.Path(folder), identity)
-    elif lines := differences(stored, identity):
+    elif lines := differences(identity | stored, identity):
         raise UserError(
             f"{folder} holds features of an interrupted call with other settings: {lines[0]}; "
             "remove that folder, or give another --output"

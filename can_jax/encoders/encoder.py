@@ -99,6 +99,13 @@ class Encoder:
         return digest
 
     @property
+    def model(self) -> dict[str, Any]:
+        """The size, the options and the patch size of the encoder, and the dtype of its
+        activations."""
+        subject = self._subject
+        return subject.identity["model"] | {"dtype": subject.config.model.dtype}
+
+    @property
     def data(self) -> ConfigDict:
         """A copy of the config block `data`, which sets how images are decoded and cropped."""
         return self._subject.config.data.copy_and_resolve_references()

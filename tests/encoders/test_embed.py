@@ -11,18 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 
 from can_jax.data.evaluation.pairs import open_own
 from can_jax.data.sources.base import ArraySource
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders import embed as embedding
-from can_jax.encoders.encoder import Encoder
+from can_jax.encoders.encoder import Encoder, evaluated_encoder
 from can_jax.encoders.images import preprocess
 from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.utils.errors import UserError
+from can_jax.weights.read_weights import read_weights
+from can_jax.weights.shipped import FOLDER
 from tests.evaluate import samples
 from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
@@ -101,6 +104,9 @@ def test_arrays_of_a_mixture_are_decoded():
     np.testing.assert_array_equal(np.stack(loaded.views), np.stack(expected.views))
 
 
+# The keys of the identity that every version has stored.
+OLDER = ("encoder", "image_size", "mean", "std", "features", "data")
+
 SLOWLY = """
 import time
 from can_jax.cli.start import Entry
@@ -159,6 +165,40 @@ def test_parts_of_another_call_are_refused(encoder, tmp_path):
         embedding.embed(encoder, encoder.data, "val", tmp_path / "a.npz", advance=raising)
     with pytest.raises(UserError, match="features was patches, is class; remove that folder"):
         embedding.embed(encoder, encoder.data, "val", tmp_path / "a.npz", "class")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__heads": 2}, "model.heads was 4, is 2"),
+        ({"model__gelu": "tanh"}, "model.gelu was null, is tanh"),
+        ({"model__dtype": "bfloat16"}, "model.dtype was float32, is bfloat16"),
+        ({"data__exif_orientation": True}, "decoding.exif_orientation was false, is true"),
+        ({"data__range": (0, 4095)}, r"decoding.range was null, is \[0"),
+        ({"data__image_key": "image"}, "decoding.image_key was image/encoded, is image"),
+    ],
+)
+def test_parts_of_another_model_or_decoding_are_refused(places, tmp_path, changes, message):
+    """Weights without a configuration, whose checksum says nothing about heads and GELU."""
+    output, arrays = tmp_path / "a.npz", read_weights(epath.Path(FOLDER / "can-cifar10")).arrays
+    np.savez(tmp_path / "weights.npz", **arrays)
+    given = {"model__mean": 0.5, "model__std": 0.25, "model__heads": 4}
+
+    def embed(**settings):
+        config = resolve_evaluation(samples.evaluation("knn", places[1], **given, **settings))
+        encoder = evaluated_encoder(str(tmp_path / "weights.npz"), config)
+        embedding.embed(encoder, encoder.data, "val", output, advance=raising)
+
+    with pytest.raises(Stop):
+        embed()
+    given |= changes
+    with pytest.raises(UserError, match=f"other settings: {message}"):
+        embed()
+    stored = tmp_path / "a.npz.parts" / "identity.json"
+    older = {k: v for k, v in json.loads(stored.read_text()).items() if k in OLDER}
+    stored.write_text(json.dumps(older))
+    with pytest.raises(Stop):  # an older version did not store these keys
+        embed()
 
 
 def test_output_of_another_process_is_not_overwritten(encoder, tmp_path, monkeypatch):
