@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from can_jax.data.sources.labels import Classes
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import resolve_evaluation
@@ -17,7 +18,13 @@ from can_jax.evaluate.protocols.robustness import (
     mean_corruption_error,
     robustness,
 )
-from can_jax.evaluate.protocols.shifts import SHIFT, SHIFTS
+from can_jax.evaluate.protocols.shifts import (
+    SHIFT,
+    SHIFTS,
+    imagenet_labels,
+    imagenet_numbering,
+    known_numbering,
+)
 from can_jax.evaluate.reports.comparison import comparison
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
@@ -143,6 +150,33 @@ def test_label_maps(places, opened, tmp_path):
     assert metrics["real/top1"] == pytest.approx(100 * 10 / 13)
     assert (examples["objectnet"], examples["objectnet_judged"]) == (9, 6)
     assert metrics["objectnet/top1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (samples.CLASSES[1:], [0, 1, 2], [-1, 0, 1]),  # a subset of ImageNet
+        (("n15075141", "n01440764"), [0, 1, 999], [1, -1, 0]),
+        (("10", "2"), [0, 2, 10], [-1, 1, 0]),
+        ((), [0, 5, 7], [-1, 0, 1]),
+    ],
+)
+def test_labels_of_imagenet_are_matched_by_name(names, labels, expected):
+    numbering = imagenet_numbering(Classes(np.array([5, 7]), names))
+    assert numbering(np.array(labels)).tolist() == expected
+    assert known_numbering(Classes(np.array([5, 7]), names), "real") is not None
+
+
+def test_labels_of_imagenet_are_refused_for_classes_of_other_names():
+    classes = Classes(np.arange(2), (samples.CLASSES[0], "shark"))
+    assert imagenet_numbering(classes) is None
+    words = tuple(f"word {i}" for i in range(1000, 0, -1))  # not in the order of folders
+    assert imagenet_numbering(Classes(np.arange(1000), words))(np.array([7])) == 7
+    assert imagenet_numbering(Classes(np.arange(1000), tuple(sorted(words)))) is None
+    reverse = tuple(imagenet_labels())[::-1]  # WordNet ids precede the labels of the source
+    assert imagenet_numbering(Classes(np.arange(1000), reverse))(np.array([7])) == 992
+    with pytest.raises(UserError, match="real: the training class 'shark' is named neither"):
+        known_numbering(classes, "real")
 
 
 def test_labels_without_a_class_of_the_classifier_give_a_warning(places, opened, tmp_path):

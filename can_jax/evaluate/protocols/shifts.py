@@ -10,11 +10,13 @@
 - `real`: The ImageNet validation images with ReaL labels; `labels` is the path of `real.json`.
 
 - `objectnet`: The folder of ObjectNet as distributed, with `images/` and `mappings/`.
+  The labels of `real` and `objectnet` are those of ImageNet-1k; see `imagenet_numbering`.
 
 - `imagenet_c`: The folder of ImageNet-C as distributed, with `CORRUPTION/SEVERITY/CLASS/` inside.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -167,8 +169,9 @@ def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Class
     """Open a test set whose class folders are named by integers.
 
     Classes are matched by the integers, not by the order of the folders: names are sorted as
-    strings, so 10 comes before 2. The integers in folder names are labels of the training data. If
-    each folder has the name of a training class, classes are matched by name instead.
+    strings, so 10 comes before 2. The integers in folder names are labels of the training data, or
+    those of ImageNet-1k if the training classes are named by WordNet ids. If each folder has the
+    name of a training class, classes are matched by name instead.
 
     Raises:
         UserError: A folder name is not a label of the training data, or two names are the same
@@ -180,11 +183,12 @@ def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Class
     folder_labels = np.array([int(name) if name.isdecimal() else -1 for name in folders])
     if len(folder_labels) and folder_labels.min() >= 0 and set(folders) <= set(classes.names):
         return named_classes(context, shift, classes)
-    indices = classes.numbering(folder_labels) if len(folder_labels) else np.array([-1])
+    numbering = imagenet_numbering(classes) or classes.numbering
+    indices = numbering(folder_labels) if len(folder_labels) else np.array([-1])
     if indices.min() < 0:
         raise UserError(
             f"config.robustness.shifts: a folder name in {shift['path']} is not an integer label "
-            f"of the training data; the largest label is {classes.labels[-1]}"
+            f"of the training data; the largest label is {numbering.labels[-1]}"
         )
     if len(set(indices.tolist())) < len(indices):
         raise UserError(
@@ -217,6 +221,7 @@ def real_labels(context: EvalContext, shift: dict[str, Any], classes: Classes) -
     names. Images with no training class among their labels are excluded from the accuracy.
     """
     labels = read_json(epath.Path(path_of(shift, "labels")), of=list)
+    numbering = known_numbering(classes, "real")
     data, count = folder_of(context, path_of(shift)), context.config.data.test_examples
     part = open_own(data, WHOLE, count, labeled=False)
 
@@ -230,16 +235,62 @@ def real_labels(context: EvalContext, shift: dict[str, Any], classes: Classes) -
                     f"config.robustness.shifts: real: {name} has no eight-digit image number from "
                     f"1 to {len(labels)}"
                 )
-            right[row, known_indices(classes, labels[int(match[1]) - 1])] = True
+            right[row, known_indices(numbering, labels[int(match[1]) - 1])] = True
         return right
 
     return Judged(part, accepted, np.ones(len(classes), bool))
 
 
-def known_indices(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
+def known_indices(numbering: Numbering, labels: list[int]) -> Int[np.ndarray, " known"]:
     """Return the class indices of ImageNet labels; drop labels that are not training classes."""
-    indices = classes.numbering(np.array(labels, np.int64))
+    indices = numbering(np.array(labels, np.int64))
     return indices[indices >= 0]
+
+
+@functools.cache
+def imagenet_labels() -> dict[str, int]:
+    """Return the label from 0 to 999 of each class of ImageNet-1k, by WordNet id."""
+    names = read_json(epath.Path(__file__).parent / "imagenet_1k.json", of=list)
+    return {name: label for label, name in enumerate(names)}
+
+
+def imagenet_numbering(classes: Classes) -> Numbering | None:
+    """Return the translation of ImageNet-1k labels to class indices.
+
+    A data set of class folders numbers its own classes from 0, so classes with names are matched by
+    WordNet id or, if all names are integers, by integer. The labels of the training data are used
+    if its classes have no names, or if they are 1,000 classes whose other names are not in
+    alphabetical order, as those of folders are. Otherwise, return None.
+    """
+    if not classes.names:
+        return classes.numbering
+    if all(name.isdecimal() for name in classes.names):
+        labels = np.array([int(name) for name in classes.names], np.int64)
+    elif imagenet_labels().keys() >= set(classes.names):
+        labels = np.array([imagenet_labels()[name] for name in classes.names], np.int64)
+    else:
+        names, every = list(classes.names), np.arange(len(imagenet_labels()))
+        official = np.array_equal(classes.labels, every) and names != sorted(names)
+        return classes.numbering if official else None
+    order = np.argsort(labels)
+    return Numbering(labels[order], order)
+
+
+def known_numbering(classes: Classes, kind: str) -> Numbering:
+    """Return the result of `imagenet_numbering`; ``kind`` names the test set in the error message.
+
+    Raises:
+        UserError: The names of the training classes are neither WordNet ids nor integers.
+    """
+    numbering = imagenet_numbering(classes)
+    if numbering is None:
+        other = next(name for name in classes.names if name not in imagenet_labels())
+        raise UserError(
+            f"config.robustness.shifts: {kind}: the training class {other!r} is named neither by a "
+            "WordNet id of ImageNet-1k nor by a label, to which the labels of the test set refer; "
+            "rename the class folders of the training data to WordNet ids"
+        )
+    return numbering
 
 
 def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
@@ -248,7 +299,7 @@ def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> 
     Images of objects without an ImageNet class are excluded from the accuracy. As in the authors'
     code, predictions are not restricted to the classes in ObjectNet.
     """
-    root = epath.Path(path_of(shift))
+    root, numbering = epath.Path(path_of(shift)), known_numbering(classes, "objectnet")
     files = [root / "mappings" / name for name in OBJECTNET_MAPPINGS]
     for file in files:
         if not file.exists():
@@ -266,7 +317,7 @@ def objectnet(context: EvalContext, shift: dict[str, Any], classes: Classes) -> 
     for folder, name in enumerate(part.classes.names):
         labels = imagenet_words.get(words_of_folder.get(name), "").split("; ")
         class_labels = [by_words[label] for label in labels if label in by_words]
-        accepted[folder, known_indices(classes, class_labels)] = True
+        accepted[folder, known_indices(numbering, class_labels)] = True
     return Judged(part, lambda split: accepted[split.labels], np.ones(len(classes), bool))
 
 
