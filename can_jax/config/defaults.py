@@ -49,7 +49,7 @@ DATA: Table = {
     ),
     "options": Key((), OPTIONS, "(name, value) options of a user-registered data source."),
     "labels": Key(None, Text(), "A CSV, TSV or JSON Lines list of labels, for an image folder."),
-    "index": Key(None, Text(), "The folder of the index; by default inside the data folder."),
+    "index": Key(None, Text(), "The folder of `split`'s index; by default inside the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "shards_at_once": Key(
         8, Whole(1, 1024), "The number of shards that a process streams concurrently.", before=1

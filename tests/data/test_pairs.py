@@ -5,6 +5,9 @@ import pytest
 
 from can_jax.data.evaluation.overlap import hold_out
 from can_jax.data.evaluation.pairs import TEST_SPLITS, open_pair
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.sources.folder import scan_folder
 from can_jax.data.sources.labels import Classes
 from can_jax.utils.errors import UserError
 from tests.data import samples
@@ -149,6 +152,22 @@ def test_shards_without_names(tmp_path, source):
     write(tmp_path / f"test-0.{end}", contents[:2], [9, 2])
     with pytest.raises(UserError, match="has the class '2' that"):
         pair(source, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["folder", "mixture"])
+def test_index_of_the_training_split_is_not_that_of_the_test_split(tmp_path, source):
+    data = folder(tmp_path / "data", {"train": CLASSES})
+    folder(data, {"test": CLASSES}, count=6)  # with the names of training images, and others
+    index, table = tmp_path / "index", scan_folder(str(data), "train")
+    options = {"file_labels": table.label, "label_names": table.label_names}
+    plan = Plan("folder", str(data / "train"), "none")
+    build_index(plan, [table.names[i] for i in range(12)], index, **options)
+    part = {"path": str(data), "index": str(index)}
+    changes = part | {"source": "folder"} if source == "folder" else {"mixture": (part,)}
+    config = small_config(**{f"data__{k}": v for k, v in ({"source": source} | changes).items()})
+    found = open_pair(config.data, TEST_SPLITS, share=0.25, seed=0)
+    assert len(found.train.examples) == 12 and len(found.test.examples) == 18
+    assert config.data.index == changes.get("index")
 
 
 @pytest.mark.parametrize("name", ["val", "Validation"])

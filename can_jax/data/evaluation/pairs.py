@@ -22,7 +22,7 @@ from can_jax.data.sources.labels import (
     has_labels,
     without_known_class,
 )
-from can_jax.data.sources.registry import available_splits, open_source
+from can_jax.data.sources.registry import available_splits, open_source, without_index
 from can_jax.data.storage.splits import SPELLINGS, standard
 from can_jax.utils.errors import UserError
 
@@ -220,7 +220,7 @@ def open_test(
         UserError: The only listed split does not exist, or a source cannot be opened.
     """
     if len(splits) == 1:
-        return splits[0], open_source(data, splits[0])
+        return splits[0], _open(data, splits[0])
     ambiguous: dict[str, str] = {}
     available = available_splits(data, ambiguous)
     reasons: list[str] = []
@@ -228,7 +228,7 @@ def open_test(
         if standard(name) in SPELLINGS and standard(name) not in available:
             reasons.append(ambiguous.get(standard(name), f"there is no split {name!r}"))
             continue
-        source = open_source(data, name)
+        source = _open(data, name)
         if not has_labels(source):
             reasons.append(f"the split {name!r} has no labels")
         elif strange := without_known_class(source, names):
@@ -239,6 +239,12 @@ def open_test(
             return name, source
     notes.append("; ".join(reasons))
     return splits[0], None
+
+
+def _open(data: ConfigDict, split: str) -> Source:
+    """Open a split; for another split than the training split, ``data.index`` is not used, because
+    it is the index of the training split."""
+    return open_source(data if split == data.split else without_index(data), split)
 
 
 def open_part(

@@ -211,8 +211,20 @@ def _mixture(data: ConfigDict, split: str) -> Source:
         logging.warning(
             "config.data.index=%s is not used for a mixture; set `index` in its parts", data.index
         )
-    blocks, weights = zip(*parts_of_mixture(data), strict=True)
-    return MixtureSource([open_source(block, block.split or split) for block in blocks], weights)
+    sources: list[Source] = []
+    weights: list[float] = []
+    for block, weight in parts_of_mixture(data):
+        if not block.split and split != data.split:
+            block = without_index(block)  # it is the index of the training split
+        sources.append(open_source(block, block.split or split))
+        weights.append(weight)
+    return MixtureSource(sources, weights)
+
+
+def without_index(data: ConfigDict) -> ConfigDict:
+    """Return a copy of a config block `data` without the folder of the index, so that only an index
+    inside the data folder is used."""
+    return ConfigDict(data.to_dict() | {"index": None})
 
 
 def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
