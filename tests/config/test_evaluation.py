@@ -10,10 +10,12 @@ from can_jax.evaluate.config import (
     warnings_of,
 )
 from can_jax.evaluate.protocols.base import EvalProtocol
+from can_jax.evaluate.protocols.fewshot import datasets_of
 from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Whole
 from tests.evaluate import samples
+from tests.helpers.configs import small_config
 from tests.helpers.runs import main_in_process
 
 NAN = float("nan")
@@ -123,6 +125,23 @@ def test_mistakes_of_the_command_line_write_nothing(tmp_path):
 def test_options_of_load_are_named_as_they_are_given(options, message):
     with pytest.raises(UserError, match=f"^/a/run: {message}"):
         can_jax.load("/a/run", **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "index", "labels"),
+    [
+        ({"path": "/b"}, None, None),
+        ({"source": "arrays", "name": "pets"}, None, None),
+        ({"path": "/b", "index": "/b/index", "labels": "/b.csv"}, "/b/index", "/b.csv"),
+        ({"split": "val"}, None, "/a.csv"),
+        ({"name": "pets", "range": (0, 9)}, "/a/index", "/a.csv"),  # the name of the results only
+    ],
+)
+def test_entry_of_other_files_has_not_the_index_and_labels_of_the_data(changes, index, labels):
+    options = {"data__path": "/a", "data__index": "/a/index", "data__labels": "/a.csv"}
+    data = small_config(data__source="folder", **options).data
+    ((_, block, _),) = datasets_of(data, (changes,))
+    assert (block.index, block.labels) == (index, labels)
 
 
 @pytest.mark.parametrize(

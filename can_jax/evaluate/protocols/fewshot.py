@@ -78,7 +78,7 @@ def fewshot(context: EvalContext) -> EvalResults:
     settings, results, rows = context.config.fewshot, EvalResults(), []
     opened = [
         (name, context.pair(results, data, test_split, name))
-        for name, data, test_split in datasets_of(context)
+        for name, data, test_split in datasets_of(context.data, settings.datasets)
     ]
     for name, pair in opened:
         train, test = context.read(pair.train), context.read(pair.test)
@@ -111,26 +111,36 @@ def fewshot(context: EvalContext) -> EvalResults:
     return results
 
 
-def datasets_of(context: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
+def datasets_of(
+    data: ConfigDict, entries: tuple[dict[str, Any], ...]
+) -> list[tuple[str, ConfigDict, str | None]]:
     """Return the name, data block and test split of each data set of the few-shot protocol.
 
     If the test split is None, `EvalContext.pair` chooses one.
+
+    Args:
+        data: The ``data`` block of the evaluation.
+        entries: The entries of `fewshot.datasets`; empty to use ``data`` itself.
 
     Raises:
         UserError: The data settings of an entry of `fewshot.datasets` are invalid.
     """
     datasets: list[tuple[str, ConfigDict, str | None]] = []
-    if not context.config.fewshot.datasets:
-        datasets.append((context.data.name or "data", context.data, None))
-    for index, changes in enumerate(context.config.fewshot.datasets):
+    if not entries:
+        datasets.append((data.name or "data", data, None))
+    for index, changes in enumerate(entries):
         changes = dict(changes)
         name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
-        source = changes.get("source") or context.data.source
+        source = changes.get("source") or data.source
         if "name" not in SOURCES.get(source).needs:  # the name is only for the results
             changes.pop("name", None)
         if "source" in changes:
             changes = {"options": ()} | changes  # `data.options` apply only to `data.source`
-        block = ConfigDict(context.data.to_dict())
+        if changes.keys() & {"path", "source", "name"}:
+            changes = {"index": None, "labels": None} | changes  # they describe the files of `data`
+        if "split" in changes:
+            changes = {"index": None} | changes
+        block = ConfigDict(data.to_dict())
         with block.ignore_type():
             block.update(changes)
         try:

@@ -86,7 +86,7 @@ def folder_of(context: EvalContext, path: str) -> ConfigDict:
     """Return the ``data`` block of the evaluation, with a folder of images as the data source."""
     data = ConfigDict(context.data.to_dict())
     with data.ignore_type():
-        data.update(source="folder", path=path, index=None)
+        data.update(source="folder", path=path, index=None, labels=None)
     return data
 
 
