@@ -94,6 +94,28 @@ def test_comparison_is_a_matrix_of_weights_by_protocol_and_data():
     ]
 
 
+def corrupted(weights, digest, *examples):
+    """The means over corruptions of the test images and of a distributed test set."""
+    metrics = {f"{prefix}corrupted/top1": 50.0 for prefix in ("", "imagenet_c/")}
+    results = measured(weights, "test:1", **metrics, **{"imagenet_v2/top1": 70.0})
+    results["data"]["fingerprints"] |= {"imagenet_v2": f"train:{digest}"}
+    return results | {"examples": dict.fromkeys(examples, 9)}
+
+
+def test_comparison_keeps_other_images_of_a_metric_apart():
+    runs = {
+        "one": corrupted("a", 1, "test", "fog/1", "imagenet_c/fog/1"),
+        "harder": corrupted("b", 2, "test", "snow/5", "fog/5", "imagenet_c/fog/5"),
+        "same": corrupted("c", 1, "test", "fog/1", "imagenet_c/fog/1"),
+    }
+    one, harder, same = matrix(runs)
+    filled = [{key for key, cell in row.items() if cell["text"]} for row in (one, harder, same)]
+    assert filled[0] == filled[2] and filled[0] & filled[1] == {"weights", "evaluations"}
+    assert {key.split()[0] for key in filled[0]} == {key.split()[0] for key in filled[1]}
+    assert any(key.endswith("fog, snow, severity 5 test:1") for key in filled[1])
+    assert any("imagenet_v2" in key and key.endswith("train:2") for key in filled[1])
+
+
 def test_comparison_keeps_values_of_the_same_weights_apart():
     rows = matrix(
         {

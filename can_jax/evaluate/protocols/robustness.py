@@ -3,6 +3,7 @@
 `shifts.py` defines the additional test sets.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -223,12 +224,14 @@ def curves(
     """
     settings, rows = context.config.robustness, []
     errors: dict[str, list[float]] = {}
+    fingerprints = []
     for name, split_at in read.items():
         errors[name] = []
         row: dict[str, Any] = {"corruption": name}
         for severity in settings.severities:
             split = split_at(severity)
             results.examples[f"{prefix}{name}/{severity}"] = len(split)
+            fingerprints.append(split.fingerprint)
             right = predict(split).argmax(axis=1) == split.labels
             value = results.score(f"{prefix}{name}/{severity}/top1", right)
             errors[name].append(100.0 - value)
@@ -236,6 +239,9 @@ def curves(
         rows.append(row)
     if not errors:
         return
+    if prefix:  # a test set of its own
+        digest = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
+        results.data[prefix.rstrip("/")] = f"{split.name}:{digest}"
     mean = 100.0 - float(np.mean(list(errors.values())))
     results.metrics[f"{prefix}corrupted/top1"] = mean
     complete = set(errors) == set(CORRUPTIONS) and sorted(settings.severities) == [1, 2, 3, 4, 5]

@@ -19,7 +19,7 @@ from can_jax.evaluate.reports.report import (
 )
 
 Results = dict[str, Any]
-Column = tuple[str, Any]  # a metric, and the test examples
+Column = tuple[str, Any]  # a metric, and its test examples
 # Metrics whose higher values are better, and metrics whose lower values are better. Other metrics
 # have no best value.
 MORE = re.compile(r"(.*/)?(top\d.*|\d+shot)|health/effective_rank")
@@ -55,7 +55,7 @@ def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
     for name, results in runs.items():
         cells: dict[Column, tuple[float, str]] = {}
         for metric, value in headlines(results["metrics"]).items():
-            key = metric, tested_on(results) or location_of(results)
+            key = metric, tested_on(results, metric) or location_of(results)
             titles[key] = f"{metric}{unit_of(metric)}, {location_of(results)}"
             text, interval = number(value), shown_interval(results, metric)
             cells[key] = value, f"{text} ({interval})" if interval else text
@@ -69,8 +69,8 @@ def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
     repeated = [title for title in titles.values() if list(titles.values()).count(title) > 1]
     for key, title in titles.items():
         if title in repeated:  # The location is the same, but the examples differ.
-            digests = sorted(key[1]) if isinstance(key[1], frozenset) else []
-            titles[key] = f"{title} {' '.join(digests)}"
+            examples = sorted(key[1]) if isinstance(key[1], frozenset) else []
+            titles[key] = f"{title} {' '.join(examples)}"
     best = {
         key: best_of(key[0], [row.cells[key][0] for row in rows if key in row.cells])
         for key in titles
@@ -128,7 +128,7 @@ def comparison(runs: dict[str, Results]) -> str:
         "comparison.html",
         names=list(runs),
         warnings=warnings,
-        tests=len(set(map(tested_on, runs.values()))),
+        tests=len({tested_on(results, "") for results in runs.values()}),
         curves=robustness_chart(curves),
         matrix=matrix(runs),
         meanings=meanings_of([name for r in runs.values() for name in headlines(r["metrics"])]),

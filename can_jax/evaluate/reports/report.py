@@ -90,10 +90,29 @@ def location_of(results: dict[str, Any]) -> str:
     return " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
 
 
-def tested_on(results: dict[str, Any]) -> frozenset[str]:
-    """Return the fingerprints of the test examples of an evaluation."""
+def tested_on(results: dict[str, Any], metric: str) -> frozenset[str]:
+    """Return the fingerprints of the test examples of an evaluation or of one of its metrics.
+
+    For a mean over corruptions, the result also contains a phrase that names the corruptions and
+    severities.
+
+    Args:
+        results: The content of `results.json`.
+        metric: The name of a metric; empty for the test examples of the evaluation.
+    """
     digests = results["data"].get("fingerprints", {})
-    return frozenset(digests[name] for name in digests if name.split("/")[-1] == "test")
+    own = metric.split("/")[0]  # a test set of the protocol robustness, if it has a fingerprint
+    if own in digests.keys() - {"train", "test"}:
+        tested = {digests[own]}
+    else:
+        tested = {digests[name] for name in digests if name.split("/")[-1] == "test"}
+    if mean := re.fullmatch("(.*/)?(corrupted/top1|mce)", metric):
+        corrupted = re.compile(re.escape(mean[1] or "") + "([a-z_]+)/([0-9])")
+        found = [match for name in results["examples"] if (match := corrupted.fullmatch(name))]
+        names, severities = (sorted({match[i] for match in found}) for i in (1, 2))
+        if found:
+            tested.add(f"{', '.join(names)}, severity {', '.join(severities)}")
+    return frozenset(tested)
 
 
 def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
