@@ -14,6 +14,7 @@ from can_jax.evaluate.measure import evaluate
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.protocols.robustness import (
     ALEXNET,
+    curves,
     logits_of,
     mean_corruption_error,
     robustness,
@@ -245,6 +246,28 @@ def test_mce_is_not_of_corruptions_computed_here(places, opened, monkeypatch):
     assert not any("mce" in name for name in findings.metrics)
     assert not any("CE (%)" in row for rows in findings.tables.values() for row in rows)
     assert not any("frost" in line for line in findings.warnings)
+
+
+@pytest.mark.parametrize(
+    ("names", "severities", "reason"),
+    [
+        (("fog", "frost"), (1, 2, 3, 4, 5), "has no folder of gaussian_noise, shot_noise, impulse"),
+        (CORRUPTIONS, (1, 3), "config.robustness.severities lacks some of 1 to 5"),
+    ],
+)
+def test_missing_corruptions_are_named_with_the_mean_that_lacks_them(
+    places, opened, names, severities, reason
+):
+    config = samples.evaluation("robustness", places[1], robustness__severities=severities)
+    task, found = dataclasses.replace(opened, config=resolve_evaluation(config)), EvalResults()
+    clean = task.read(task.pair(EvalResults()).test)
+    read = dict.fromkeys(names, lambda severity: clean)
+    curves(task, lambda split: np.eye(3)[split.labels], found, read, "imagenet_c/", relative=True)
+    assert found.metrics["imagenet_c/corrupted/top1"] == 100
+    assert "imagenet_c/mce" not in found.metrics
+    (warning,) = found.warnings
+    assert warning.startswith("imagenet_c/mce is omitted") and reason in warning
+    assert found.data["imagenet_c"].startswith("val:")
 
 
 @pytest.mark.parametrize("names", [("a", "a"), (None, None), ("fog", "b"), ("test", "b")])

@@ -249,6 +249,15 @@ def curves(
         results.metrics[f"{prefix}mce"], each = mean_corruption_error(errors)
         for row in rows:
             row["CE (%)"] = round(each[row["corruption"]], 1)
+    elif relative:
+        absent = [name for name in CORRUPTIONS if name not in errors]
+        reason = "config.robustness.severities lacks some of 1 to 5"
+        if absent:
+            reason = f"the test set has no folder of {', '.join(absent)}"
+        results.warn(
+            f"{prefix}mce is omitted, and {prefix}corrupted/top1 is not the mean over all "
+            f"corruptions and severities: {reason}"
+        )
     results.tables[f"{prefix}Corruptions, top-1 (%)"] = rows
 
 
