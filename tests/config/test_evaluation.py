@@ -10,7 +10,7 @@ from can_jax.evaluate.config import (
     warnings_of,
 )
 from can_jax.evaluate.protocols.base import EvalProtocol
-from can_jax.evaluate.protocols.fewshot import datasets_of
+from can_jax.evaluate.protocols.fewshot import dataset_name, datasets_of
 from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Whole
@@ -125,6 +125,12 @@ def test_mistakes_of_the_command_line_write_nothing(tmp_path):
 def test_options_of_load_are_named_as_they_are_given(options, message):
     with pytest.raises(UserError, match=f"^/a/run: {message}"):
         can_jax.load("/a/run", **options)
+
+
+def test_name_of_an_entry_is_not_its_local_path():
+    paths = ("/home/me/pets/", "gs://bucket/pets/*.tar", "pets", None)
+    names = [dataset_name(i, {"path": path}) for i, path in enumerate(paths)]
+    assert names == ["pets", "*.tar", "pets", "data3"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from can_jax.evaluate.protocols.robustness import (
 from can_jax.evaluate.protocols.shifts import (
     SHIFT,
     SHIFTS,
+    imagenet_c,
     imagenet_labels,
     imagenet_numbering,
     known_numbering,
@@ -246,6 +247,20 @@ def test_mce_is_not_of_corruptions_computed_here(places, opened, monkeypatch):
     assert not any("mce" in name for name in findings.metrics)
     assert not any("CE (%)" in row for rows in findings.tables.values() for row in rows)
     assert not any("frost" in line for line in findings.warnings)
+
+
+def test_warning_about_missing_classes_is_one_without_a_local_path(opened, tmp_path):
+    """Model cards, which may be published, show this warning."""
+    for name in ("fog", "snow"):
+        for severity in range(1, 6):
+            place = tmp_path / name / str(severity)
+            folder(place, samples.CLASSES.index, count=1, names=samples.CLASSES[:2])
+    shift, found = {"kind": "imagenet_c", "path": str(tmp_path)}, EvalResults()
+    imagenet_c(opened, shift, Classes(np.arange(3), samples.CLASSES), found)
+    assert found.warnings == [
+        "imagenet_c: 10 folders, such as snow/1, have no image of 1 of 3 classes, such as "
+        "'n01484850'"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,10 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name of an entry of `fewshot.datasets` that is used in metric names."""
-    name = block.get("name") or block.get("path") or f"data{index}"
+    """Return the name of an entry of `fewshot.datasets` that is used in metric names: its `name`,
+    or the last component of its path."""
+    path = str(block.get("path") or "").rstrip("/")
+    name = block.get("name") or path.rsplit("/", 1)[-1] or f"data{index}"
     return str(name).replace("/", "_").strip("_")
 
 

@@ -121,13 +121,17 @@ def imagenet_c(
             f"{next(iter(CORRUPTIONS))}"
         )
     parts: dict[tuple[str, int], Part] = {}
+    incomplete: dict[str, list[str]] = {}  # the folders without some classes
     for name in present:
         for severity in context.config.robustness.severities:
             folder = folders[name] / str(severity)
             part, absent = same_classes(context, str(folder), classes)
             if absent:
-                results.warn(f"{folder} has no image of {absent}")
+                incomplete.setdefault(absent, []).append(f"{name}/{severity}")
             parts[name, severity] = part
+    called = shift.get("name") or shift["kind"]
+    for absent, of in incomplete.items():
+        results.warn(f"{called}: {len(of)} folders, such as {of[0]}, have no image of {absent}")
 
     def reader(name: str) -> Callable[[int], Split]:
         return lambda severity: context.read(parts[name, severity])
