@@ -10,11 +10,20 @@ from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Choice, Key, Table, Whole, configuration
 
-# The protocols of the package, and the config blocks that each reads besides its own.
-BLOCKS_READ: dict[str, tuple[str, ...]] = {
-    "knn": (), "linear": (), "fewshot": (), "health": (), "disentanglement": (),
-    "robustness": ("linear",), "classify": ("robustness",),
-}  # fmt: skip
+# The blocks and keys of the configuration that each protocol of the package reads, besides the keys
+# that all protocols read.
+KEYS_READ: dict[str, tuple[str, ...]] = {
+    "knn": ("knn", "features", "held_out", "baselines"),
+    "linear": ("linear", "held_out"),
+    "fewshot": ("fewshot", "features"),
+    "health": ("health", "features"),
+    "disentanglement": ("disentanglement", "features"),
+    "robustness": ("robustness", "linear", "held_out"),
+    "classify": ("classify", "robustness.bins", "features"),
+}
+OF_SOME = ("features", "held_out", "baselines")  # keys that only some protocols read
+# Keys that are not read if a trained classifier is evaluated.
+OF_ENCODERS = ("linear", "held_out", "features", "data.held_out", "data.train_examples")
 
 
 def evaluation_table() -> Table:
@@ -73,7 +82,9 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def warnings_of(config: ConfigDict, given: Collection[str]) -> Iterator[str]:
+def warnings_of(
+    config: ConfigDict, given: Collection[str], classifier: bool = False
+) -> Iterator[str]:
     """Yield a warning about each key in ``given`` that does not affect the results of the protocol.
 
     Nothing is yielded for a protocol from a user's module, which may read any key.
@@ -81,18 +92,29 @@ def warnings_of(config: ConfigDict, given: Collection[str]) -> Iterator[str]:
     Args:
         config: The resolved configuration of the evaluation.
         given: The dotted config keys that the command line sets.
+        classifier: Whether a trained classifier is evaluated, not an encoder.
     """
     name = config.protocol
-    if name not in BLOCKS_READ:
+    if name not in KEYS_READ:
         return
-    blocks = {name, *BLOCKS_READ[name]}
+    evaluated = f"the protocol {name}" + (" with a trained classifier" if classifier else "")
     for key in sorted(given):
-        block = key.split(".")[0]
-        if (block in PROTOCOLS and block not in blocks) or (key == "baselines" and name != "knn"):
-            yield f"config.{key} has no effect on the protocol {name}"
-        elif key == "features" and "linear" in blocks:
+        names = {key, key.split(".")[0]}
+        ignored = bool(names & {*PROTOCOLS, *OF_SOME} and not names & {*KEYS_READ[name]})
+        if classifier:
+            ignored = ignored or bool(names & {*OF_ENCODERS})
+        if key == "features" and "linear" in KEYS_READ[name] and not classifier:
             effect = "affects pictures only" if name == "linear" else "has no effect"
             yield (
                 f"config.features {effect}: the linear classifiers of the protocol {name} use the "
                 "best of config.linear.features"
             )
+        elif ignored:
+            hint = ""
+            if key == "held_out" and name != "health" and not classifier:
+                hint = "; config.data.held_out is the fraction to hold out for testing"
+            yield f"config.{key} has no effect on {evaluated}{hint}"
+        elif key == "classify.layer_decay" and config.classify.freeze_encoder:
+            yield f"config.{key} has no effect with config.classify.freeze_encoder=True"
+        elif key == "classify.beta2" and config.classify.optimizer == "lars":
+            yield f"config.{key} has no effect with config.classify.optimizer=lars"

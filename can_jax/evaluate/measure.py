@@ -55,6 +55,15 @@ def evaluate(
     return write_results(workdir, results, config, subject)
 
 
+def is_classifier(checkpoint: str) -> bool:
+    """Return whether a checkpoint is a classifier that the protocol `classify` has trained.
+
+    Raises:
+        UserError: The checkpoint does not exist.
+    """
+    return (find_checkpoint(checkpoint, "--checkpoint=")[0] / CARD).exists()
+
+
 def measure(
     config: ConfigDict,
     checkpoint: str,
@@ -95,8 +104,8 @@ def measure(
     import_ahead()
     mesh = make_mesh(config.mesh)
     subject: Any
-    is_classifier = (path / CARD).exists()
-    if is_classifier:
+    classifier = is_classifier(checkpoint)
+    if classifier:
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)
             raise UserError(
@@ -117,7 +126,7 @@ def measure(
     initial = functools.partial(open_encoder, checkpoint, True, config, mesh)
     context = EvalContext(
         config, subject, mesh, extractor, workdir,
-        untrained=None if untrained or is_classifier else initial,
+        untrained=None if untrained or classifier else initial,
     )  # fmt: skip
     results = protocol.run(context)
     if pictures:

@@ -4,7 +4,7 @@ import pytest
 
 import can_jax
 from can_jax.evaluate.config import (
-    BLOCKS_READ,
+    KEYS_READ,
     default_evaluation,
     resolve_evaluation,
     warnings_of,
@@ -161,6 +161,14 @@ def test_entry_of_other_files_has_not_the_index_and_labels_of_the_data(changes, 
         ("knn", "features", None),
         ("robustness", "linear.learning_rates", None),
         ("classify", "robustness.bins", None),
+        ("classify", "robustness.shifts", "config.robustness.shifts has no effect on the protocol"),
+        ("classify", "held_out", "config.data.held_out is the fraction to hold out for testing"),
+        ("fewshot", "held_out", "config.held_out has no effect on the protocol fewshot; config"),
+        ("health", "held_out", "config.held_out has no effect on the protocol health"),
+        ("knn", "held_out", None),
+        ("robustness", "held_out", None),
+        ("health", "data.held_out", None),
+        ("classify", "classify.layer_decay", None),
     ],
 )
 def test_given_key_that_a_protocol_does_not_read_is_named(protocol, key, warning):
@@ -170,7 +178,37 @@ def test_given_key_that_a_protocol_does_not_read_is_named(protocol, key, warning
     assert not found if warning is None else len(found) == 1 and warning in found[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "ignored"),
+    [
+        ("linear.epochs", True),
+        ("features", True),
+        ("held_out", True),
+        ("data.held_out", True),
+        ("data.train_examples", True),
+        ("data.test_examples", False),
+        ("robustness.bins", False),
+    ],
+)
+def test_given_key_that_has_no_effect_on_a_classifier_is_named(key, ignored):
+    config = default_evaluation()
+    config.protocol = "robustness"
+    found = list(warnings_of(resolve_evaluation(config), [key], classifier=True))
+    expected = f"config.{key} has no effect on the protocol robustness with a trained classifier"
+    assert found == [expected] * ignored
+
+
+def test_given_key_that_another_setting_makes_void_is_named():
+    config = default_evaluation()
+    config.protocol, given = "classify", ["classify.layer_decay", "classify.beta2"]
+    config.classify.update(freeze_encoder=True, optimizer="lars")
+    assert list(warnings_of(resolve_evaluation(config), given)) == [
+        "config.classify.beta2 has no effect with config.classify.optimizer=lars",
+        "config.classify.layer_decay has no effect with config.classify.freeze_encoder=True",
+    ]
+
+
 def test_the_blocks_of_every_protocol_of_the_package_are_stated():
-    assert set(BLOCKS_READ) <= set(PROTOCOLS.names())
+    assert set(KEYS_READ) <= set(PROTOCOLS.names())
     own = {name for name, p in PROTOCOLS.items() if p.run.__module__.startswith("can_jax.")}
-    assert own == set(BLOCKS_READ)
+    assert own == set(KEYS_READ)

@@ -17,7 +17,7 @@ from can_jax.cli.command import Command
 from can_jax.cli.data import DataFlag
 from can_jax.cli.job import Job
 from can_jax.evaluate.config import resolve_evaluation, warnings_of
-from can_jax.evaluate.measure import evaluate
+from can_jax.evaluate.measure import evaluate, is_classifier
 from can_jax.evaluate.reports.report import (
     headlines,
     location_of,
@@ -61,7 +61,7 @@ def main() -> None:
     _DATA.select(protocol, _CONFIG.overrides)
     checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
     config = resolve_evaluation(protocol)
-    for sentence in warnings_of(config, _CONFIG.overrides):
+    for sentence in warnings_of(config, _CONFIG.overrides, is_classifier(checkpoint)):
         logging.warning(sentence)
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)
