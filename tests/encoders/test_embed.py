@@ -229,6 +229,8 @@ def raising(*_):
             ["--config=knn", "--config.data.test_examples=3"],
             "--config.data.test_examples has no effect on this command, which reads all images",
         ),
+        (["--config=knn", "--config.knn.k=(3,)"], "--config.knn.k has no effect on this command"),
+        (["--config=knn", "--config.held_out=0.5"], "--config.held_out has no effect on this com"),
         (
             ["--config=knn", "--config.data.split=val", "--split=train"],
             "--split and --config.data.split set the same value: give one of them",

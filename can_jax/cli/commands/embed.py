@@ -5,7 +5,7 @@ label, if any, of each image. Images that cannot be decoded are listed in a sepa
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
 arrays. Options `--config.data.…` set keys of `config.data`, as for `can_jax.evaluate`; they require
 `--config=knn`. All images of the split are read, so keys that select examples or a test split are
-rejected. Re-running an interrupted command resumes it.
+rejected, and so are keys of protocols. Re-running an interrupted command resumes it.
 """
 
 from pathlib import Path
@@ -24,8 +24,12 @@ from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import phase
 
-# Keys of the block `data` that select examples or a test split. This command rejects them.
-OF_EVALUATIONS = ("test_split", "held_out", "train_examples", "test_examples")
+# The blocks and keys of an evaluation that this command reads. It rejects all others, and the keys
+# of the block `data` that select examples or a test split.
+READ = ("data", "model", "mesh", "batch_size", "features")
+OF_EVALUATIONS = (
+    "data.test_split", "data.held_out", "data.train_examples", "data.test_examples",
+)  # fmt: skip
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -65,11 +69,16 @@ def main() -> None:
     _DATA.select(config, _CONFIG.overrides)
     if FLAGS.given("features") and "features" in _CONFIG.overrides:
         raise UserError("--features and --config.features set the same value: give one of them")
-    for name in OF_EVALUATIONS:
-        if f"data.{name}" in _CONFIG.overrides:
+    for key in sorted(_CONFIG.overrides):
+        if key in OF_EVALUATIONS:
             raise UserError(
-                f"--config.data.{name} has no effect on this command, which reads all images of "
-                "one split: leave it out, and select the split with --split=NAME"
+                f"--config.{key} has no effect on this command, which reads all images of one "
+                "split: leave it out, and select the split with --split=NAME"
+            )
+        if key.split(".")[0] not in READ:
+            raise UserError(
+                f"--config.{key} has no effect on this command, which evaluates no protocol: leave "
+                "it out"
             )
     split = _SPLIT.value
     if "data.split" in _CONFIG.overrides:
