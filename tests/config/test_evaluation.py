@@ -56,8 +56,8 @@ REAL = {"kind": "real", "path": "/d"}
         ("model__mean", "half", "model.mean='half': give a number"),
         ("model__mean", (), r"model.mean=\(\): give a number"),
         ("model__mean", True, "model.mean=True: give a number"),
-        ("data__path", "/d", "data.path=/d has no effect.*: set config.data.source"),
-        ("data__split", "val", "data.split=val has no effect.*: set config.data.source"),
+        ("data__path", "/d", "data.path=/d has no effect.*, set config.data.source"),
+        ("data__split", "val", "data.split=val has no effect.*, set config.data.source"),
     ],
 )  # fmt: skip
 def test_settings_of_an_evaluation_that_cannot_work(name, value, message):
