@@ -151,7 +151,7 @@ def test_a_classifier_is_planned(recipe, monkeypatch, frozen):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--config=finetune"], "--encoder=RECIPE is missing: give the pretraining recipe, such"),
+        (["--config=finetune"], "--encoder=RECIPE is missing: give the encoder that the protocol"),
         (["--config=knn", "--encoder=vit_l"], "config.protocol='knn' has no train step to plan"),
         (["--config=finetune", "--encoder=knn"], "--encoder=knn is an evaluation protocol, for"),
         (["--config=finetune", "--encoder=/no/such"], "--encoder=/no/such: there is no such file"),
