@@ -298,8 +298,8 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which a command aborts; 0 means never. A notebook "
-        "or other single-process program prints its thread stacks instead, and continues.",
+        "The time without a completed step after which a command or a job of several processes "
+        "aborts; 0 means never. A notebook prints its thread stacks instead, and continues.",
         unit="seconds",
     ),
     "data": DATA,

@@ -31,7 +31,7 @@ class EvalResults:
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
         data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
         chosen: The hyperparameters selected on held-out examples, by name. The protocol `classify`
-            selects no hyperparameters, and stores its training time in seconds instead.
+            selects none; its only entry is ``seconds``, the training time.
         tables: The tables of the report by title, each a list of rows.
         pictures: The pictures of the report as HTML elements, by title.
         pictured_splits: The training and test splits for pictures of nearest neighbors and of the

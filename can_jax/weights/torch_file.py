@@ -208,8 +208,8 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     _check_tree(tree)
     tree, notes = _model_in(tree)
     if not _is_state(tree):
-        names = ", ".join(map(str, list(tree)[:5])) or "nothing"
-        raise UserError(f"the file holds no arrays by name; it holds {names}")
+        keys = ", ".join(map(str, list(tree)[:5])) or "none"
+        raise UserError(f"the file holds no arrays by name; its first keys are {keys}")
     return renamed(_arrays_in(tree), lambda name: WRAPPED.sub("", name)), notes
 
 

@@ -27,8 +27,9 @@ OBJECTIVES = (
     "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec", "densecl",
     "latents", "can_latents",
 )  # fmt: skip
+NOISE = ("can_literal", "can_without_noise_whitened", "can_mended_sigma_022_whitened")
 VARIANTS: dict[str, dict[str, dict]] = {
-    "noise": {name: CELLS[name] for name in ("can_literal", "can_without_noise_whitened")},
+    "noise": {name: CELLS[name] for name in NOISE},
     "KoLeo": {"can_koleo_without_noise_whitened": KOLEO | CELLS["can_without_noise_whitened"]},
     "mask": {f"mask ratio {ratio}": {"model.mask_ratio": ratio} for ratio in (0.25, 0.75)},
     "contrastive loss": {
@@ -52,6 +53,7 @@ def get_config() -> ConfigDict:
     arms = [{"name": n, **METHOD, "tuned": True, "changes": c} for n, c in REPEATED.items()]
     arms += [
         {"name": "untrained", "group": "methods", "like": "can", "untrained": True},
+        {"name": "simclr_koleo", "group": "methods", "like": "simclr", "changes": KOLEO},
         {"name": "can_without_noise", "group": "noise", "like": "can", "seeds": 3,
          "changes": CELLS["can_without_noise"]},
     ]  # fmt: skip
