@@ -8,7 +8,8 @@ length. All methods share one learning rate; the group "learning rate" shows ano
 of a result hold the kNN accuracy before the first and after the last step.
 
 Hardware: two CPU cores, about ten minutes per run. Re-running the command resumes the study.
-Result: `docs/study.md`.
+Result: `docs/study.md`. kNN: CAN 48.5, with KoLeo 51.0, SimCLR 50.0, with CAN's FLOPs 47.7, MAE
+38.8, untrained 30.3 %. Arms without a result there were not trained yet.
 """
 
 from ml_collections import ConfigDict
