@@ -56,12 +56,12 @@ def evaluate(
 
 
 def is_classifier(checkpoint: str) -> bool:
-    """Return whether a checkpoint is a classifier that the protocol `classify` has trained.
-
-    Raises:
-        UserError: The checkpoint does not exist.
-    """
-    return (find_checkpoint(checkpoint, "--checkpoint=")[0] / CARD).exists()
+    """Return whether a checkpoint is a classifier that the protocol `classify` has trained; False
+    if it does not exist, which `evaluate` reports."""
+    try:
+        return (find_checkpoint(checkpoint, "--checkpoint=")[0] / CARD).exists()
+    except UserError:
+        return False
 
 
 def measure(
@@ -104,7 +104,7 @@ def measure(
     import_ahead()
     mesh = make_mesh(config.mesh)
     subject: Any
-    classifier = is_classifier(checkpoint)
+    classifier = (path / CARD).exists()
     if classifier:
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)

@@ -148,8 +148,8 @@ def test_names_of_an_index_stay_below_its_folder(tmp_path, name, caplog):
     [
         ({"file": np.array([0, 2], np.int32)}, "an example refers to a missing file name"),
         ({"file": np.array([-1, 0], np.int32)}, "an example refers to a missing file name"),
-        ({"file": np.array([0.0, 1.0])}, "file.npy is float64"),
-        ({"offset": np.zeros((2, 1), np.int64)}, "offset.npy is int64 of shape"),
+        ({"file": np.array([0.0, 1.0])}, "file.npy has the type float64"),
+        ({"offset": np.zeros((2, 1), np.int64)}, "offset.npy has the type int64 and the shape"),
         ({"length": np.zeros(3, np.int64)}, "its columns differ in length"),
         ({"label": np.array([0, 1], np.int32), "label_names": ("a",)}, "a label has no name"),
         (

@@ -136,7 +136,7 @@ def test_settings_that_change_results_are_compared(tuned, changes, message):
 
 def test_directories_of_other_kinds_are_refused(place):
     config, a = finetuning(place / "imagenet"), str(place / "a")
-    with pytest.raises(UserError, match="would state the encoder and data of its"):
+    with pytest.raises(UserError, match="holds checkpoints but no identity.json"):
         evaluate(config, a, epath.Path(place / "b"))  # of pretraining
     with pytest.raises(UserError, match="holds a fine-tuning run, not a pretraining run"):
         pretrain(small_config(), epath.Path(place / "ft"))
@@ -178,7 +178,7 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
     with pytest.raises(UserError, match=where):
         results_of(model, [str(place / "ft")])
     changed(lambda results: results["checkpoint"]["model"].update(heads=6))
-    with pytest.raises(UserError, match="with heads=6, but the run has heads=3"):
+    with pytest.raises(UserError, match="with heads=6, but the exported run has heads=3"):
         results_of(model, [str(place / "ft")])
     changed(lambda results: results["checkpoint"].update(mean=[0.5, 0.5, 0.5]))
     with pytest.raises(UserError, match="with mean="):
