@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.objectives import head_names, reads
+from can_jax.objectives import active, head_names, reads
 
 Condition = Callable[[ConfigDict], Any]  # returns a true value if the keys have an effect
 
@@ -32,9 +32,20 @@ def _predicts(config: ConfigDict) -> bool:
     return bool(reads(config.objective.to_dict()) & {"prediction", "decoded"})
 
 
+def _projects(config: ConfigDict) -> bool:
+    return bool(head_names(config.objective.to_dict()).keys() - OWN_HEADS)
+
+
+def _relates_rows(config: ConfigDict) -> bool:
+    return any(term.relates_rows for term in active(config.objective.to_dict()).values())
+
+
 def _denoises(config: ConfigDict) -> bool:
     return bool(config.noise.sigma_max and config.objective.denoising.weight)
 
+
+# The objectives whose heads do not read `model.projector`. Heads of users may read any key.
+OWN_HEADS = {"dense", "latents"}
 
 # A pattern of keys, the condition under which they have an effect, and the reason if it is not met.
 RULES: tuple[tuple[str, Condition, str], ...] = (
@@ -44,16 +55,15 @@ RULES: tuple[tuple[str, Condition, str], ...] = (
     (r"augment\.(brightness|contrast|saturation|hue)", lambda c: c.augment.jitter,
      "config.augment.jitter is 0"),
     (r"augment\.blur_sigma", lambda c: c.augment.blur, "config.augment.blur is 0"),
-    (r"model\.projector\..*", lambda c: head_names(c.objective.to_dict()),
-     "no objective of this run has a projector"),
-    (r"model\.decoder\..*|noise\.(embed_level|level_.*)", _predicts,
-     "no objective of this run reads the decoder"),
-    (r"noise\.(embed_level|level_.*)", lambda c: c.noise.sigma_max, "config.noise.sigma_max is 0"),
-    (r"noise\.(target|linear_bound)|model\.decoder\.noise_output", _denoises,
+    (r"model\.projector\..*", _projects, "no objective of this run has a projector"),
+    (r"model\.decoder\..*", _predicts, "no objective of this run reads the decoder"),
+    (r"noise\.(target|linear_bound|embed_level|level_.*)|model\.decoder\.noise_output", _denoises,
      "this run predicts no noise"),
+    (r"noise\.level_.*", lambda c: c.noise.embed_level, "config.noise.embed_level is False"),
     (r"optimizer\.ema_warmup", lambda c: c.optimizer.ema_decay, "config.optimizer.ema_decay is 0"),
     (r"accumulation\.negatives", lambda c: c.accumulation.microbatches > 1,
      "config.accumulation.microbatches is 1"),
+    (r"accumulation\.negatives", _relates_rows, "no objective of this run compares images"),
     (r"spike\.(deviations|rewinds)", lambda c: c.spike.steps, "config.spike.steps is 0"),
     (r"probe\.(split|held_out|bank|queries|k|temperature)",
      lambda c: c.probe.every_steps or c.probe.every_epochs,

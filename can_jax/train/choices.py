@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.resume import is_given
+from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import DURATIONS, PROBE, value_of
-from can_jax.config.resolve import resolve
+from can_jax.config.resolve import as_size, resolve
 from can_jax.data.sources.survey import Survey
 from can_jax.distributed.hardware import Devices
 from can_jax.objectives import reads
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import refuse
 
 # Settings that adapt to other devices at a resume, since the results do not depend on them. With
 # microbatch negatives, a resumed run keeps `accumulation.microbatches`.
@@ -88,7 +90,7 @@ def choose(
             config.update_from_flattened_dict({key: value})
 
     if found is not None:
-        for choice in data_choices(config, devices, found):
+        for choice in data_choices(config, given, devices, found):
             take(*choice)
     if devices.bfloat16:
         take("model.dtype", "bfloat16", f"{devices.kind} has bfloat16 units")
@@ -113,22 +115,33 @@ def choose(
     return choices
 
 
-def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterator[Choice]:
+def data_choices(
+    config: ConfigDict, given: Collection[str], devices: Devices, found: Survey
+) -> Iterator[Choice]:
     """Yield the settings that depend on the data, such as the data source, image size and patch
-    size."""
+    size.
+
+    If the command line sets the image size or the patch size, the other one is chosen to match it.
+    """
     yield Choice("data.source", found.source, "detected from the files in data.path")
     largest = CPU_SIZE if devices.platform == "cpu" else LARGEST_SIZE
-    height, width = found.shape or (largest, largest)
-    patch = patch_of(height, width)
+    own_size, own_patch = (is_given(key, given) for key in ("data.image_size", "model.patch_size"))
+    sides_of_data = as_size(config.data.image_size) if own_size else found.shape
+    height, width = sides_of_data or (largest, largest)
+    if own_patch:
+        refuse("model.patch_size", config.model.patch_size, RECIPE["model"]["patch_size"])
+    patch = config.model.patch_size if own_patch else patch_of(height, width)
+    whole = height % patch == width % patch == 0
     few_patches = (height // patch) * (width // patch) <= MOST_PATCHES
-    if found.shape and max(height, width) <= LARGEST_SIZE and few_patches:
-        size: Any = height if height == width else found.shape
+    fits = max(height, width) <= LARGEST_SIZE and few_patches and whole
+    if own_size or (found.shape and fits):
+        size: Any = height if height == width else (height, width)
         why = f"the images have {height} x {width} pixels"
     else:
-        side = min(found.side or largest, largest)
-        size = max(side // 16 * 16, 16)
+        side, unit = min(found.side or largest, largest), patch if own_patch else 16
+        size = max(side // unit * unit, unit)
         height = width = size
-        patch = patch_of(height, width)
+        patch = patch if own_patch else patch_of(height, width)
         sides = f"the shorter image side is about {found.side} pixels" if found.side else ""
         cpu = devices.platform == "cpu"
         limit = f"at most {largest} pixels on a CPU" if cpu else "the image size of the recipes"

@@ -36,7 +36,19 @@ def keys_of(table, prefix=""):
         (
             {"noise__sigma_max": 0.0, "objective__denoising__weight": 0.0},
             "noise.level_tokens",
-            "config.noise.sigma_max is 0",
+            "this run predicts no noise",
+        ),
+        ({"objective__denoising__weight": 0.0}, "noise.embed_level", "this run predicts no noise"),
+        ({"noise__embed_level": False}, "noise.level_scale", "config.noise.embed_level is False"),
+        (
+            {"objective__contrastive__weight": 0.0, "objective__dense__weight": 1.0},
+            "model.projector.outputs",
+            "no objective of this run has a projector",
+        ),
+        (
+            {"objective__contrastive__weight": 0.0, "accumulation__microbatches": 2},
+            "accumulation.negatives",
+            "no objective of this run compares images",
         ),
         ({"objective__denoising__weight": 0.0}, "noise.target", "this run predicts no noise"),
         (

@@ -174,6 +174,32 @@ def test_patch_divides_both_sides(sides, patch):
     assert patch_of(*sides) == patch
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "devices", "size", "patch"),
+    [
+        ("data.image_size", 64, CARD, 64, 8),
+        ("data.image_size", 100, CARD, 100, 10),
+        ("data.image_size", (64, 96), CARD, (64, 96), 8),
+        ("data.image_size", 224, CPU, 224, 16),
+        ("model.patch_size", 14, CARD, 224, 14),
+        ("model.patch_size", 12, CPU, 60, 12),
+    ],
+)
+def test_image_size_and_patch_size_match_if_one_is_given(key, value, devices, size, patch):
+    config = recipe("vit_s")
+    config.data.path = "/data"
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    choices = {c.key: c for c in choose(config, (key,), devices, Survey("folder", 20_000, 500))}
+    config = resolve(config)
+    assert config.model.patch_size == patch
+    assert config.data.image_size == (size if isinstance(size, tuple) else (size, size))
+    if key == "data.image_size" and "model.patch_size" in choices:
+        height, width = config.data.image_size
+        reason = f"{height // patch} x {width // patch} patches"
+        assert choices["model.patch_size"].reason == reason
+
+
 def test_images_without_a_suitable_patch_size_are_resized():
     config, choices = chosen("vit_s", CARD, Survey("arrays", 200_000, 59, (59, 61)))
     assert config.data.image_size == (48, 48) and config.model.patch_size == 6
