@@ -28,7 +28,7 @@ def test_shards_are_joined_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"pictures": images(2)}, "no array 'images', only pictures"),
+        ({"pictures": images(2)}, "no array 'images'; it has pictures"),
         ({"images": images(2).astype(np.float32)}, "float32"),
         ({"images": images(2)[..., :1]}, r"expected uint8 \(images, height, width, 3\)"),
         ({"images": images(2), "labels": np.array([1])}, "expected one integer for each"),

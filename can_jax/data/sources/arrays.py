@@ -156,7 +156,7 @@ def _read(
             f"{shard} cannot be read as an npz file of plain arrays: {one_line(error)}"
         ) from error
     if "images" not in arrays:
-        raise UserError(f"{shard} has no array 'images', only {', '.join(arrays) or 'nothing'}")
+        raise UserError(f"{shard} has no array 'images'; it has {', '.join(arrays) or 'no arrays'}")
     unused |= arrays.keys() - {"images", "labels", "label_names"}
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
