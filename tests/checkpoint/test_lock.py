@@ -287,10 +287,20 @@ def test_bucket_has_one_holder(place, monkeypatch, exclusive):
     holder = claims[found.index(None)]
     holder.beat(ending=True)
     holder.check()
-    assert claims[0 if holder is claims[1] else 1].take() is not None
+    other = next(claim for claim in claims if claim is not holder)
+    assert other.take() is not None
     holder.release()
     assert list(place.iterdir()) == []
-    assert claims[2].take() is None
+    assert other.take() is None
+
+
+def test_released_lease_can_be_taken_again(place):
+    claim = Lease(BucketFiles(place), owner.describe(), "it", 1.0)
+    for _ in range(2):
+        assert claim.take() is None
+        claim.check()
+        claim.release()
+        assert isinstance(claim.lost, LostLock)
 
 
 def test_start_does_not_import_jax_to_take_a_lock():

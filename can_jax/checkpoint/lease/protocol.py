@@ -281,7 +281,7 @@ class Lease:
             self._files.remove(name_of(other))
         with contextlib.suppress(OSError):
             self._files.replace(COPY, self._text().rstrip() + "\n")
-        self._number = number
+        self._number, self.lost = number, None  # `lost` describes an earlier lease
         try:
             self.check()
         except LostLock:  # another process has taken over in the meantime
