@@ -39,4 +39,6 @@ CELLS: dict[str, dict[str, Any]] = {
     # Other forms of the mended branch.
     "can_mended_unit_whitened": MENDED | WHITENED | {"noise.target": "unit"},
     "can_mended_sigma_022_whitened": MENDED | WHITENED | {"noise.sigma_max": 0.22},
+    "can_mended_sigma_1_whitened": MENDED | WHITENED | {"noise.sigma_max": 1.0},
+    "can_mended_sigma_1": MENDED | {"noise.sigma_max": 1.0},
 }

@@ -4,8 +4,7 @@ r"""CAN, SimCLR, MAE, variants of CAN's denoising branch, and other objectives, 
         --config.recipe.data.path=/data/cifar10
 
 The recipe is `configs/cifar10.py` for three epochs. `--config.recipe.total_epochs` sets another
-length. All methods share one learning rate; the group "learning rate" shows another one. The curves
-of a result hold the kNN accuracy before the first and after the last step.
+length. All methods share one learning rate; the group "learning rate" shows another one.
 
 Hardware: two CPU cores, about ten minutes per run. Re-running the command resumes the study.
 Result: `docs/study.md`. kNN: CAN 48.5, with KoLeo 51.0, SimCLR 50.0, with CAN's FLOPs 47.7, MAE
@@ -28,7 +27,8 @@ OBJECTIVES = (
     "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec", "densecl",
     "latents", "can_latents",
 )  # fmt: skip
-NOISE = ("can_literal", "can_without_noise_whitened", "can_mended_sigma_022_whitened")
+SIGMAS = ("can_mended_sigma_022_whitened", "can_mended_sigma_1_whitened", "can_mended_sigma_1")
+NOISE = ("can_literal", "can_without_noise_whitened", *SIGMAS)
 VARIANTS: dict[str, dict[str, dict]] = {
     "noise": {name: CELLS[name] for name in NOISE},
     "KoLeo": {"can_koleo_without_noise_whitened": KOLEO | CELLS["can_without_noise_whitened"]},
