@@ -126,7 +126,8 @@ def _check_text(encoded: bytes) -> None:
 
 
 def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the (width, height) in the header of an extended WebP, or of each image in an ICO.
+    """Yield (width, height) from the header of an extended WebP, or from the header of each image
+    in an ICO.
 
     Pillow determines the size of a WebP only when it starts to decode the file. For an ICO, Pillow
     trusts the file's directory, whose sizes may differ from those in the headers of the images.

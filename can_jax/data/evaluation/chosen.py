@@ -27,8 +27,8 @@ class Chosen(NamedTuple):
     Attributes:
         name: The name of the split, such as `train`.
         source: The data source from which to read the images.
-        source_labels: The labels of all examples of the source; None if stored only in the records,
-            or if the selected examples are held out for testing.
+        source_labels: The labels of all examples of the source; None if the labels are stored only
+            in the source's records, or if the selected examples are held out for testing.
         examples: The indices of the selected examples in the source.
         labels: The label of each selected example, as numbered in the source.
     """
@@ -92,9 +92,9 @@ def choose_and_hold_out(
         share: The maximum fraction of the labeled examples to hold out, above 0 and below 1. At
             least one example is held out.
         seed: The seed that selects the held-out examples.
-        notes: The list of notes for the user. The caller must have added the reason for holding out
-            examples; error messages quote this reason. A note with the number of held-out examples
-            is appended.
+        notes: The list of notes for the user. On entry, ``notes`` must contain the reason for
+            holding out examples, which error messages quote. A note with the number of held-out
+            examples is appended.
 
     Raises:
         UserError: No class has two labeled examples, or the source has no labels.

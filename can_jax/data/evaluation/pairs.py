@@ -217,7 +217,8 @@ def open_test(
         listed name and None.
 
     Raises:
-        UserError: The only listed split does not exist, or a source cannot be opened.
+        UserError: ``splits`` lists a single split, which does not exist, or a source cannot be
+            opened.
     """
     if len(splits) == 1:
         return splits[0], _open(data, splits[0])
@@ -242,8 +243,8 @@ def open_test(
 
 
 def _open(data: ConfigDict, split: str) -> Source:
-    """Open a split; for another split than the training split, ``data.index`` is not used, because
-    it is the index of the training split."""
+    """Open a split. ``data.index`` is the index of the training split, so other splits are opened
+    without an index."""
     return open_source(data if split == data.split else without_index(data), split)
 
 
@@ -261,8 +262,8 @@ def open_part(
         called: A phrase that names the split in messages.
 
     Returns:
-        The selected examples, and a phrase for messages that names the classes without examples; ""
-        if every class has an example.
+        The selected examples, and a phrase that names the classes without examples. The phrase is
+        for use in messages, and is "" if every class has an example.
 
     Raises:
         UserError: The split has no labels, or has classes that the classifier does not predict.

@@ -44,8 +44,8 @@ def read_label_list(path: str) -> dict[str, str]:
             line of either names the columns.
 
     Raises:
-        UserError: The list cannot be read, or a row lacks a column of file names or of labels, or
-            has more fields than the first line.
+        UserError: The list cannot be read, a row has no column for the file name or for the label,
+            or a row has more fields than the first line.
     """
     try:
         with open_file(path) as file:
@@ -75,8 +75,8 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
     warning is logged if their labels differ.
 
     Raises:
-        UserError: A row lacks a column of file names or of labels, or has more fields than the
-            first line.
+        UserError: A row has no column for the file name or for the label, or a row has more fields
+            than the first line.
     """
     labels: dict[str, str] = {}
     conflicts: dict[str, str] = {}
@@ -119,7 +119,7 @@ def _labels_by_file(path: str, rows: Iterable[dict]) -> dict[str, str]:
 
 
 def _is_relative(path: str) -> bool:
-    """Return whether a path is relative and contains a folder; the path of a URL is not."""
+    """Return whether a path is relative and contains a folder; False for a URL."""
     return os.sep in path and not os.path.isabs(path) and "://" not in path
 
 

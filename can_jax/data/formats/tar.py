@@ -98,7 +98,7 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
-    """Return the regular file that a header block describes, as a tar member; None if `FIELDS`,
+    """Return the tar member that the header block of a regular file describes, or None if `FIELDS`,
     `DEVICES` or the checksum does not match.
 
     `tarfile` parses any header, but is several times slower and would limit the rate of a stream.

@@ -66,8 +66,8 @@ def scan_tar(path: str) -> ScanResult:
 
 
 def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[int, int]]:
-    """Return the offset and length of each image, or of the file to which it links; (0, 0) if there
-    is no such file."""
+    """Return the offset and length of each image. For a link, they are those of its target, or
+    (0, 0) if the target is not a file in the tar."""
     ranges: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with open_file(path) as stream, open_tar(stream, "r:") as tar:
@@ -180,7 +180,7 @@ class _Group:
         return not middle and re.fullmatch(r"[^\W\d_]+", first) is not None
 
     def add_label(self, name: str, content: bytes) -> None:
-        """Record the integer label in a `.cls` member; -1 if the content is not an int32."""
+        """Record the label that a `.cls` member contains; -1 if the content is not an int32."""
         pattern = rb"\s*([+-]?\d+)(\.0*)?\s*"
         match = re.fullmatch(pattern, content) if len(content) < LABEL else None
         label = int(match[1]) if match else -1

@@ -45,8 +45,8 @@ def build_index(
 ) -> None:
     """Examine all files of a data set, write their index, and print a summary.
 
-    While another process writes the same index, this call blocks. The index of the other process is
-    reused if it was built from the same files with the same options.
+    While another process writes the same index, this call blocks. An index that another process has
+    just written is reused if it was built from the files and with the options of this call.
 
     Args:
         plan: The kind and location of the data, and how thoroughly to check each image.
