@@ -170,24 +170,29 @@ class _Run(NamedTuple):
             total, metrics = total_loss(arrays, settings, heads)
             return total, (metrics, statistics_of(model))
 
-        def separable(parameters: Tree, part: Batch, pull: Array) -> tuple[Array, Any]:
-            inputs, model = self.targets(part), self.model(parameters, self.batch_stats)
+        def separable(
+            parameters: Tree, batch_stats: Tree, part: Batch, pull: Array
+        ) -> tuple[Array, Any]:
+            inputs, model = self.targets(part), self.model(parameters, batch_stats)
             outputs = forward(self.config, model, inputs)
             others = self.settings(related=False)
             total, metrics = losses(self.config, model, outputs, inputs, others)
             rows = at_least_float32(embedded(outputs))
             pulled = jnp.vdot(rows, pull.reshape(rows.shape))
-            return total / count + pulled, (total, metrics)
+            return total / count + pulled, (statistics_of(model), (total, metrics))
 
-        def add(total: Tree, part: tuple[Batch, Array]) -> tuple[Tree, Any]:
-            gradients, logged = jax.grad(separable, has_aux=True)(self.parameters, *part)
-            return jax.tree.map(jnp.add, total, gradients), logged
+        def add(carry: tuple[Tree, Tree], part: tuple[Batch, Array]) -> tuple[Any, Any]:
+            total, batch_stats = carry
+            gradient = jax.grad(separable, has_aux=True)
+            gradients, (batch_stats, logged) = gradient(self.parameters, batch_stats, *part)
+            return (jax.tree.map(jnp.add, total, gradients), batch_stats), logged
 
         embeddings = merge_microbatches(jax.lax.scan(embed, None, parts)[1])
         gradient = jax.value_and_grad(related, argnums=(0, 1), has_aux=True)
         (loss, (metrics, statistics)), (total, pull) = gradient(self.parameters, embeddings)
-        total, logged = jax.lax.scan(
-            add, accumulators(total), (parts, split_microbatches(pull, count))
+        start = accumulators(total), statistics
+        (total, statistics), logged = jax.lax.scan(
+            add, start, (parts, split_microbatches(pull, count))
         )
         others, other_metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
         metrics |= other_metrics | {"loss/total": loss + others}

@@ -17,6 +17,7 @@ from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.models.can import CAN, Forward, grid_of, has_noise_output
+from can_jax.models.heads import Projector
 from can_jax.models.masking import unpatchify
 from can_jax.models.patch_embed import embedding_kind, fixed_map
 from can_jax.objectives import contrastive
@@ -467,6 +468,34 @@ def test_objectives_are_given_the_same_with_and_without_microbatches(chosen):
             assert {f"loss/{name}" for name in chosen} <= set(found[-1].metrics)
         assert_agree(found[1].gradients, found[0].gradients, floor=5e-6)
         assert float(found[1].total) == pytest.approx(float(found[0].total), rel=1e-5)
+
+
+def test_statistics_of_every_head_follow_the_microbatches():
+    """A head with BatchNorm of a loss that is a mean over images, beside the contrastive loss."""
+
+    def head(config, width, **options):
+        return Projector(width, 8, 4, 2, batch_norm=True, final_norm=False, **options)
+
+    def loss(arrays, head):
+        rows = arrays.pooled.reshape(-1, arrays.pooled.shape[-1])
+        return jnp.mean(jnp.square(head(rows, train=True))), {}
+
+    objective = objectives.Objective(frozenset({"pooled"}), loss, head=head)
+    found = {}
+    with objectives.OBJECTIVES.temporarily("normed", objective):
+        for negatives in ("batch", "microbatch"):
+            config = small_config(accumulation__microbatches=4, accumulation__negatives=negatives)
+            config.objective.normed.weight = 1.0
+            step, _, state, _ = start(config)
+            compute = jax.jit(functools.partial(gradients, config, step.network))
+            outputs = compute(state.parameters, state.batch_stats, random_batch(config), state.step)
+            before, found[negatives] = state.batch_stats, outputs.batch_stats
+    of_head = {name: tree["normed_head"] for name, tree in found.items()}
+    assert_agree(of_head["batch"], of_head["microbatch"], floor=1e-6)
+    changed = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), before["normed_head"], of_head["batch"]
+    )
+    assert all(jax.tree.leaves(changed)), changed
 
 
 def test_corrected_and_excluded_negatives_are_those_of_the_batch_under_microbatches():
