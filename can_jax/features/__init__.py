@@ -1,1 +1,1 @@
-"""Extraction of image features, and classifiers, maps and quality metrics that use features."""
+"""Extraction of image features. Classifiers, maps and quality metrics that use the features."""

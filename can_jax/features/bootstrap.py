@@ -10,11 +10,11 @@ LEVEL = 0.95  # the confidence level of the interval
 
 
 def interval(values: Shaped[np.ndarray, " examples"]) -> tuple[float, float]:
-    """Return the lower and upper bound of a 95 % bootstrap confidence interval of a mean.
+    """Return the lower and upper bounds of the 95 % bootstrap confidence interval of the mean.
 
-    The function resamples the values 10,000 times with replacement, and takes quantiles of the
-    means. For each resample, only the count of each distinct value is drawn. This is fast for few
-    distinct values, such as 0 and 1.
+    The values are resampled 10,000 times with replacement; the bounds are quantiles of the
+    resampled means. For each resample, only the count of each distinct value is drawn. This is fast
+    for few distinct values, such as 0 and 1.
 
     Args:
         values: One value per example, such as whether its prediction is correct.

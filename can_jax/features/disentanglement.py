@@ -45,12 +45,13 @@ class Dci(NamedTuple):
 
 
 def targets(values: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "examples columns"]:
-    """Return the regression targets of a factor: one-hot classes if the factor has integer values,
-    otherwise the values.
+    """Return the regression targets of a factor: one-hot classes for integer values, and the values
+    themselves for floating-point values.
 
     Args:
         values: The value of the factor for each example.
-        like: The values of the same factor for the training examples, which determine the classes.
+        like: The values of the same factor for the training examples. Distinct integer values among
+            them are the classes.
     """
     if np.issubdtype(like.dtype, np.integer):
         return (values[:, None] == np.unique(like)).astype(np.float64)
@@ -60,7 +61,8 @@ def targets(values: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "examples
 def lasso(
     inputs: Codes, outputs: Float[np.ndarray, "examples columns"], penalty: float
 ) -> Float[np.ndarray, "dimensions columns"]:
-    """Return the ``W`` that minimizes ``|outputs - inputs W|^2 / (2 examples) + penalty |W|_1``.
+    """Return the ``W`` that minimizes ``|outputs - inputs W|^2 / (2 n) + penalty |W|_1`` for n
+    examples.
 
     Args:
         inputs: The inputs of the regression, centered to mean 0.
@@ -111,7 +113,7 @@ def dci(
             fitted.
         test: The codes and the factors of the test examples, on which the regressions are
             evaluated.
-        penalty: The strength of the L1 penalty; the default is that of the authors' code.
+        penalty: The strength of the L1 penalty; the default is that of the DCI authors' code.
     """
     mean, deviation = (
         train[0].mean(axis=0, dtype=np.float64),
@@ -157,8 +159,8 @@ def mean_square_correlation(codes: Codes) -> float:
 
 
 def discretize(values: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin index of each value; the bins divide the range of each column into equal
-    widths.
+    """Return the bin index of each value, for bins that divide the range of each column into equal
+    parts.
 
     Args:
         values: The values to discretize, with examples along the first axis.
@@ -170,7 +172,8 @@ def discretize(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    """Return the entropy, in nats, of nonnegative weights, such as counts, along the last axis."""
+    """Return the entropy along the last axis, in nats. Nonnegative ``counts`` are first divided by
+    their sum."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
     return np.asarray(-(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1))
 

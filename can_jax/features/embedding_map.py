@@ -14,15 +14,15 @@ EXAGGERATION = 12.0
 def embedding_map(
     features: Float[np.ndarray, "examples width"], perplexity: float = 30.0
 ) -> Float[np.ndarray, "examples 2"]:
-    """Return a point in the plane for each feature vector, by t-SNE of the vectors scaled to length
-    1.
+    """Return a 2-D point for each feature vector, computed by t-SNE. The vectors are first scaled
+    to length 1.
 
     The optimization starts from the first two principal components, and uses no random numbers.
 
     Args:
         features: The feature vector of each example.
-        perplexity: The effective number of neighbors of each example. A perplexity above a third of
-            the number of examples is reduced to that third.
+        perplexity: The effective number of neighbors of each example. The perplexity is limited to
+            a third of the number of examples.
     """
     if len(features) < 3:  # no neighborhoods to compare
         return np.stack([np.arange(len(features)), np.zeros(len(features))], axis=1)

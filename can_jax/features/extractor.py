@@ -67,8 +67,9 @@ class FeatureExtractor:
             state: The first argument of the feature function, for example the parameters of an
                 encoder.
             examples: The evaluation set that loads the images in batches.
-            change: A function of (images, indices) that changes the images on the host before
-                features are computed. The function must keep the shape and dtype of the images.
+            change: A function of (images, example indices) that returns the images from which to
+                compute features. The function runs on the host. It must keep the shape and dtype of
+                the images.
         """
         parts, done = [], 0
         with jax.set_mesh(self._mesh), phase("computing features") as progress:

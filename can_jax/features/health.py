@@ -23,8 +23,8 @@ def alignment(
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of all pairs of different examples, or of `PAIRS` random pairs if there
-    are more than `PAIRS`."""
+    """Return the indices of all pairs of different examples. If there are more than `PAIRS` pairs,
+    return `PAIRS` random pairs instead."""
     if count * (count - 1) // 2 <= PAIRS:
         return np.triu_indices(count, 1)
     rng = np.random.default_rng(seed)
@@ -33,7 +33,8 @@ def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _products(on_sphere: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the inner product of each pair, computed in blocks to save memory."""
+    """Return the inner product of the two vectors of each pair, computed in blocks to save
+    memory."""
     parts = [
         np.einsum("pw,pw->p", on_sphere[one[i : i + 65536]], on_sphere[other[i : i + 65536]])
         for i in range(0, len(one), 65536)

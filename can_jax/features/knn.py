@@ -34,8 +34,8 @@ def _nearest(
     queries: Float[Array, "queries width"],
     k: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
-    """Return the similarities and indices of the ``k`` nearest neighbors, merged over chunks of the
-    bank.
+    """Return the similarities and indices of the ``k`` nearest neighbors of each query, merged over
+    the chunks of the bank.
 
     Args:
         bank: The feature vectors to search, scaled to length 1, padded and split into chunks.
@@ -115,7 +115,7 @@ def _vote(
     labels: Int[np.ndarray, "queries k"],
     temperature: float,
 ) -> Int[np.ndarray, " queries"]:
-    """Return, for each query, the label whose neighbors have the largest sum of weights."""
+    """Return, for each query, the label whose votes have the largest total weight."""
     # The nearest neighbor comes first, so the largest weight is 1.
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
     # In each row, a label's votes are summed in the column of the label's rank among the labels of

@@ -1,2 +1,2 @@
-"""Networks that map image patches to predictions, independent of the code for data, training and
-checkpoints."""
+"""Networks that map image patches to predictions. The package does not depend on the code for data,
+training and checkpoints."""

@@ -96,8 +96,8 @@ class Size:
         """Check that the number of heads divides the width.
 
         Args:
-            name: The name of the config block that sets the size, such as `model`, to show in the
-                error message.
+            name: The name of the config block that sets the size, such as `model`. The error
+                message contains this name.
 
         Raises:
             UserError: The number of heads does not divide the width.
@@ -188,7 +188,7 @@ def vit_flops(config: Any, pixels: int, visible: int) -> int:
 
 
 def check_vit(config: Any) -> None:
-    """Check the options of the Vision Transformer, and that the number of heads divides the width.
+    """Check the architecture options, the width and the number of heads of the Vision Transformer.
 
     Raises:
         UserError: The number of heads does not divide the width, or an option is invalid.

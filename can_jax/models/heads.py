@@ -12,8 +12,8 @@ from can_jax.models.vit import Linear
 
 
 class Projector(nnx.Module):
-    """An MLP with ReLU, and optionally BatchNorm, between its linear layers, for contrastive
-    learning.
+    """An MLP for contrastive learning, with ReLU and optionally BatchNorm between its linear
+    layers.
 
     BatchNorm computes its statistics over all input vectors, across all devices of the mesh. A
     linear layer before BatchNorm has no bias, since the normalization would cancel it.

@@ -230,7 +230,8 @@ def compiles_as_loop(scan: bool | str) -> bool:
 
 
 def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
-    """Apply scaled dot-product attention to arrays (rows, heads, tokens, head width), for TPUs.
+    """Apply scaled dot-product attention on a TPU, to arrays of shape (rows, heads, tokens, head
+    width).
 
     The logits are computed for a few heads at a time, to fit into the vector memory of a TPU core.
     The backward pass recomputes the logits. Unlike `attention_logits`, this function needs no

@@ -62,8 +62,8 @@ def noise_floor(sigma_max: float) -> float:
     but at least `FLOOR`.
 
     Args:
-        sigma_max: The largest standard deviation of the noise, which is drawn uniformly from [0,
-            sigma_max].
+        sigma_max: The largest noise level; the standard deviation of the noise is drawn uniformly
+            from [0, sigma_max].
     """
     return max(sigma_max**2 / 3, FLOOR)
 
@@ -85,12 +85,12 @@ def whitening(mean: Pixels, covariance: Square, floor: float) -> InputMap:
 
 def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
     """Return the map that scales the 3-D DCT coefficients of a patch to equal variance, assuming a
-    model of natural images.
+    statistical model of natural images.
 
-    In the model, pixels at a distance d along a spatial axis have correlation ``SPATIAL ** d``, as
-    is common in image coding. Different channels of a pixel have correlation ``SPECTRAL`` in the
-    model. For CIFAR-10 patches of 4 x 4 pixels, the map lowers the condition number of the
-    covariance from 4e4 to 48.
+    In the statistical model, pixels at a distance d along a spatial axis have correlation
+    ``SPATIAL ** d``, as is common in image coding. Different channels of a pixel have correlation
+    ``SPECTRAL`` in the model. For CIFAR-10 patches of 4 x 4 pixels, the map lowers the condition
+    number of the covariance from 4e4 to 48.
 
     Args:
         patch_size: The side length of a patch in pixels.

@@ -1,5 +1,5 @@
-"""Architecture options of the Vision Transformer, by which encoders of other libraries differ from
-MAE's."""
+"""Architecture options of the Vision Transformer, in which encoders of other libraries differ from
+the encoder of MAE."""
 
 import dataclasses
 from typing import Any

@@ -146,7 +146,7 @@ class Attention(nnx.Module):
         return attention_kernel(self.kernel, self.qkv.dtype, width)
 
     def _normalize(self, query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
-        """Apply the LayerNorms of queries and keys, if the option ``qk_norm`` is set."""
+        """Apply LayerNorm to the queries and keys if the option ``qk_norm`` is set."""
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         return query, key, value
