@@ -71,5 +71,5 @@ def gather_patches(
 
 
 def hidden_mask(shuffle: Int[Array, "rows patches"], visible: int) -> Bool[Array, "rows patches"]:
-    """Return a boolean mask (views, patches) that is True for each patch hidden from the encoder."""
+    """Return a boolean mask (views, patches) that is True for patches hidden from the encoder."""
     return jnp.argsort(shuffle, axis=1) >= visible
