@@ -68,8 +68,8 @@ class Aim(Tracker):
         self._run["environment"] = facts
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of a step. For steps up to the one from which the run resumed, values
-        that Aim already holds are skipped."""
+        """Write the metrics of a step. Up to the step from which the run resumed, values that Aim
+        already holds are skipped."""
         epoch = values.get("epoch")
         for name, value in values.items():
             if (name, step) not in self._present:

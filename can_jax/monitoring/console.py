@@ -193,8 +193,8 @@ class Reporter:
     def start_progress(self) -> None:
         """Show the progress between status lines, unless the output is quiet or JSON.
 
-        A terminal shows a progress bar. In a file or pipe, updates are appended to a progress line,
-        in the first `GROWING_SECONDS` only.
+        A terminal shows a progress bar. In a file or pipe, updates are appended to a progress line.
+        They stop after `GROWING_SECONDS`.
         """
         if output.quiet or output.json or self.console.quiet:
             return

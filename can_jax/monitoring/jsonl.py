@@ -75,8 +75,8 @@ class JsonLines(Tracker):
         """Move malformed lines, and the lines of steps after ``step``, to
         ``metrics_dropped.jsonl``.
 
-        If the run starts again from step 0, all lines are moved, since the evaluation before the
-        first step is repeated.
+        If ``step`` is 0, no lines remain in ``metrics.jsonl``: the run repeats even the evaluation
+        before the first step.
 
         Returns:
             The elapsed seconds of the last remaining line, or 0 if none remains.

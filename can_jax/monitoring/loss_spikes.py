@@ -23,7 +23,7 @@ class LossSpikeDetector:
     Args:
         config: The resolved configuration. The detector reads ``skipped_updates_limit`` and
             ``spike``.
-        state: The value of `state` that a checkpoint stores; None for a new run.
+        state: The state of the detector that a checkpoint stores; None for a new run.
     """
 
     def __init__(self, config: ConfigDict, state: dict[str, Any] | None = None):
@@ -88,8 +88,8 @@ class LossSpikeDetector:
         """Return the number of consecutive losses that are far above the running mean.
 
         A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
-        running standard deviations. In a sequence of losses far above the mean, the running
-        statistics ignore the first ``spike.steps - 1``.
+        running standard deviations. The running statistics ignore the first ``spike.steps - 1``
+        losses of a sequence of losses far above the mean.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

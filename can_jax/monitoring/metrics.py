@@ -36,9 +36,9 @@ TRACKERS.register("aim", Aim)
 class MetricWriter:
     """A writer that passes the metrics of a run to the run's trackers, on process 0 only.
 
-    Call `truncate_after`, which starts the trackers, before any other method. An error while
-    opening `metrics.jsonl` ends the run. Other errors in methods of trackers do not end the run;
-    the first error of each tracker is logged as a warning.
+    Call `truncate_after`, which starts the trackers, before any other method. An error in a tracker
+    does not end the run, except while opening `metrics.jsonl`. The first error of each tracker is
+    logged as a warning.
 
     As a context manager, the writer also reports to the trackers how the run ended.
 

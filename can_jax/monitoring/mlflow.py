@@ -118,8 +118,8 @@ class MLflow(Tracker):
         self._client.log_dict(self._run, facts, "environment.json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Send the metrics of a step, except metrics for which MLflow already holds a value of this
-        step or of a later one."""
+        """Send the metrics of a step. Metrics that MLflow already holds for this or a later step
+        are skipped."""
         from mlflow.entities import Metric
 
         moment = int(1000 * time.time())

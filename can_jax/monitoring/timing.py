@@ -167,7 +167,7 @@ class InputWatch:
         self._windows, self._reported = 0, False
 
     def __call__(self, share: float, images_per_second: float) -> str | None:
-        """Return a message the first time that a window is input-bound, otherwise None.
+        """Return a message for the first input-bound window, and None for every other window.
 
         The first window is ignored, since the pipeline is still filling.
 

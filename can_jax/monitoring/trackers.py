@@ -31,8 +31,8 @@ IDS = "trackers.json"
 class Tracker:
     """A base class for trackers, which record the metrics and figures of a run.
 
-    The methods of the base class do nothing. Only process 0 has trackers. An error in the method
-    `start` of the tracker `jsonl` ends the run. Other errors do not end the run; the first error of
+    The methods of the base class do nothing. Only process 0 has trackers. An error in a tracker
+    does not end the run, except in the method `start` of the tracker `jsonl`. The first error of
     each tracker is logged as a warning.
 
     Attributes:

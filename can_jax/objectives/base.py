@@ -88,9 +88,9 @@ class Objective:
             `flax.nnx` layers. ``head`` is None for an objective without parameters.
         head_name: The name of the head in the parameter tree, which no other head may have;
             ``NAME_head`` by default.
-        relates_rows: Whether the loss compares images of the batch with each other. If True, the
-            loss of a batch is not the mean of the losses of its microbatches, and ``reads`` may
-            hold only fields in `OF_WHOLE_BATCH`.
+        relates_rows: Whether the loss compares images of the batch with each other. If
+            ``relates_rows`` is True, ``reads`` may hold only fields in `OF_WHOLE_BATCH`. The loss
+            of a batch is then not the mean of the losses of its microbatches.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images per batch, or per microbatch if the loss is
             computed separately for each microbatch.

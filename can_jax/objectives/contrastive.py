@@ -1,12 +1,12 @@
 """The InfoNCE loss over the global batch, and its supervised form (SupCon).
 
-A row is the embedding of one view of an image. Every device holds a shard of the rows as queries
-and gathers all rows as keys. The forward and backward passes compute the similarity matrix in
-blocks of keys, so memory grows linearly with the batch size.
+A row is the embedding of one view of an image. Every device holds a shard of the embeddings as
+queries, and gathers all embeddings as keys. The forward and backward passes compute the similarity
+matrix in blocks of keys, so memory grows linearly with the batch size.
 
-The custom backward pass needs no reduction over devices. To compute the gradient of its rows as
-keys, a device gathers all queries, with the log softmax denominator and the number of positives of
-each query.
+The custom backward pass needs no reduction over devices. To compute the gradient with respect to
+its embeddings as keys, a device gathers all queries. It also gathers the log softmax denominator
+and the number of positives of each query.
 """
 
 import functools

@@ -22,8 +22,8 @@ def correlations(rows: Float[Array, "rows width"]) -> Float[Array, "width width"
 def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
     """Compute a penalty on correlated dimensions of the pooled embeddings of the global batch.
 
-    - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix (DeCov, arXiv
-      1511.06068, which uses the covariance matrix).
+    - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix. DeCov (arXiv
+      1511.06068) uses the covariance matrix instead.
 
     - ``total_correlation``: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``, where ``R``
       is the correlation matrix. The value is the total correlation per dimension of a Gaussian with

@@ -52,8 +52,8 @@ def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Arr
 
 
 def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
-    """Compute ``-log(distance + 1e-8)`` from each embedding to its nearest neighbor, averaged over
-    embeddings.
+    """Compute the mean of ``-log(d + 1e-8)`` over embeddings, where d is the distance to the
+    nearest neighbor.
 
     The pooled embeddings are L2-normalized. An embedding is compared only with embeddings of the
     same view index, as in DINOv2 (arXiv 2304.07193, section 4). Two embeddings that are equal up to

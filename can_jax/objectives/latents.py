@@ -37,9 +37,9 @@ def loss(arrays: Arrays, head: Callable[[Array], Array]) -> tuple[Loss, Metrics]
     """Compute the mean squared error between predictions and the teacher's standardized tokens,
     over masked patches.
 
-    The metric ``latents/deviation`` is the mean standard deviation of a target feature over the
-    masked patches of a batch or microbatch. A deviation of 0 means that the teacher maps all
-    patches to the same token.
+    The metric ``latents/deviation`` is the standard deviation of the targets over the masked
+    patches of a batch or microbatch, averaged over features. A deviation of 0 means that the
+    teacher maps all patches to the same token.
 
     Args:
         arrays: The network outputs and targets of one training step.

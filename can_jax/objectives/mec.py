@@ -39,9 +39,9 @@ def loss(
 ) -> tuple[Loss, Metrics]:
     """Compute the negative coding length of the embeddings, averaged over all pairs of views.
 
-    The coding length is divided by ``(m + d) / (2 distortion)``; the first term of the loss is then
-    the negative mean cosine similarity of two views. The division keeps the loss and its gradient
-    from growing with the batch size or the embedding dimension.
+    The coding length is divided by ``(m + d) / (2 distortion)``; the first-order term of the loss
+    is then the negative mean cosine similarity of two views. The division keeps the loss and its
+    gradient from growing with the batch size or the embedding dimension.
 
     Args:
         arrays: The network outputs and targets of one training step.

@@ -9,8 +9,8 @@ over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the t
 
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
 
-- Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights proportional to ``exp(b s / t)``,
-  with mean 1. The weights are equal for a hardness ``b`` of 0.
+- Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights with mean 1, proportional to
+  ``exp(b s / t)``. The weights are equal for a hardness ``b`` of 0.
 
 - Debiased (arXiv 2007.00224, eq. 8): a fraction ``p`` of the ``N`` negatives is assumed to have the
   query's class. The sum ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 /

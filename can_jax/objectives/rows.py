@@ -1,9 +1,9 @@
 """Blockwise similarities between all embeddings of the global batch, and masks that classify pairs
 of embeddings.
 
-A row is the embedding of one view of an image. Every device holds a shard of the rows as queries,
-and gathers all rows as keys, which are processed in blocks. The function `projector` builds the
-projection head of most objectives that compare rows.
+A row is the embedding of one view of an image. Every device holds a shard of the embeddings as
+queries, and gathers all embeddings as keys. The keys are processed in blocks. The function
+`projector` builds the projection head of most objectives that compare embeddings.
 """
 
 from collections.abc import Callable
@@ -91,8 +91,8 @@ def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
     """Normalize vectors to unit length along the last axis.
 
     A vector shorter than 1e-12 becomes zero and gets no gradient. The gradient of normalization is
-    inversely proportional to the length; above 1e12, it would distort Adam's second moments for
-    many steps.
+    inversely proportional to the length of the vector. A gradient above 1e12 would distort Adam's
+    second moments for many steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
@@ -154,7 +154,8 @@ def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
 
 
 def blocks(x: Array, size: int) -> Array:
-    """Replicate the rows on every device and split them into blocks, the last padded with zeros."""
+    """Replicate the rows on every device and split them into blocks. The last block is padded with
+    zeros."""
     count = -(-x.shape[0] // size)
     padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(replicate(x), padding).reshape(count, size, *x.shape[1:])
@@ -201,5 +202,6 @@ BLOCK = Key(
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:
-    """Return ``block``, or the default `block_size` if ``block`` is None, but at most ``rows``."""
+    """Return the number of keys per block: ``block`` or by default `block_size`, but at most
+    ``rows``."""
     return min(block or block_size(rows, row_shards()), rows)

@@ -1,8 +1,8 @@
 """LAMB, LARS and Muon for networks that stack the parameters of their transformer blocks.
 
 The parameters of all transformer blocks are stacked along a leading layer axis. Optax treats a
-stacked array as a single parameter. In optax, LAMB and LARS would use one trust ratio for all
-layers, and Muon would skip stacked matrices. The optimizers of this module treat each layer
+stacked array as a single parameter. Optax's LAMB and LARS would use one trust ratio for all layers,
+and optax's Muon would skip stacked matrices. The optimizers of this module treat each layer
 separately.
 """
 
@@ -65,8 +65,8 @@ def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformati
 def is_matrix(name: str, axes: int) -> bool:
     """Return whether Muon, rather than AdamW, updates a parameter.
 
-    Muon updates the weight matrices of hidden layers. AdamW updates all other parameters, namely
-    vectors, learned tokens, position embeddings, and the first and last layers (`ENDS`).
+    Muon updates the weight matrices of hidden layers. AdamW updates vectors, learned tokens,
+    position embeddings, and the first and last layers (`ENDS`).
 
     Args:
         name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.

@@ -49,7 +49,7 @@ def clipped(
     """Return a transformation that clips gradients by their global norm, then applies
     ``transformation``.
 
-    Clipping adds no optimizer state, so a resumed run may change the norm or turn clipping on or
+    Clipping adds no optimizer state, so a resumed run may change ``norm`` or turn clipping on or
     off.
 
     Args:

@@ -169,7 +169,8 @@ def check_updates(settings: Any) -> None:
 
 
 def _with_rate(settings: Any, rate: float) -> tuple[optax.GradientTransformation, frozenset[str]]:
-    """Return the optimizer with a learning rate, and the names of its function's parameters."""
+    """Return the optimizer with the learning rate ``rate``, and the parameter names of the function
+    that builds it."""
     function = find_optimizer(settings.name)
     if function is None:
         raise unknown_optimizer(settings.name)
@@ -195,8 +196,8 @@ def _with_rate(settings: Any, rate: float) -> tuple[optax.GradientTransformation
 
 
 def _negated(made: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return a transformation with negated updates, since optax subtracts updates and the train
-    step does, too. Its state is that of ``made``."""
+    """Return a transformation with negated updates. Optax's updates are to be added to the
+    parameters, but the train step subtracts updates. The state is that of ``made``."""
 
     def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
         updates, state = made.update(gradients, state, parameters)

@@ -69,7 +69,7 @@ class Estimate:
 
     @property
     def traffic(self) -> int:
-        """The bytes that a step reads and writes, in instructions whose time comes from a
+        """The bytes that a step reads and writes in the instructions whose time comes from a
         roofline."""
         return self._traffic("products") + self.traffic_outside_products
 

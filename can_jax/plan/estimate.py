@@ -226,7 +226,7 @@ def write(path: Path, text: str) -> None:
 def needed_bytes(error: Exception) -> int:
     """Return the bytes that a program needs, from the compiler's out-of-memory message.
 
-    The message of the TPU compiler calls these bytes temporaries, but the number includes the
+    The message of the TPU compiler calls the needed bytes temporaries, although they include the
     arguments and the outputs.
 
     Raises:

@@ -153,7 +153,7 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
         per_host: The number of GPUs per host.
 
     Returns:
-        The devices and an empty string if the compiler is available, else None and a remedy.
+        The devices and an empty string. If the compiler cannot be used, None and a remedy.
     """
     if not any(map(importlib.util.find_spec, PLUGINS)):
         return None, "install the GPU compiler, which needs no GPU: pip install 'jax[cuda13]'"

@@ -32,7 +32,7 @@ class Collective:
         axes: The mesh axes along which devices communicate, such as ``data`` or ``data+fsdp``.
         devices: The number of devices in each group that communicates.
         arrays: The dtype and shape of each result on one device, such as ``bf16[1024,4096]``.
-        bytes: The size of the results of one execution on one device in bytes.
+        bytes: The size in bytes of the results of one execution on one device.
         times: The number of executions in one train step.
     """
 

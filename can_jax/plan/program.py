@@ -83,7 +83,8 @@ class Instruction:
         return tuple(_called(self.attributes))
 
     def attribute(self, pattern: str) -> str | None:
-        """Search the attributes for a regular expression; return its first group, or None."""
+        """Search the attributes for a regular expression; return the first group of the match, or
+        None without a match."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else None
 
