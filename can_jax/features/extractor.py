@@ -1,4 +1,5 @@
-"""Extraction of image features on a device mesh: one feature vector per image, no padding."""
+"""Extraction of image features on a device mesh. The result has one feature vector per usable
+image, without padding."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

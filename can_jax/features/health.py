@@ -44,7 +44,7 @@ def _products(on_sphere: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.n
 
 def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> float:
     """Return the uniformity of features scaled to length 1: ``log mean exp(-2 |x - y|²)`` over
-    pairs (arXiv 2005.10242).
+    pairs (x, y) of features (arXiv 2005.10242).
 
     The value is 0 if all features are equal, and about -4 for a uniform distribution in many
     dimensions.

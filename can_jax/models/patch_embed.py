@@ -128,8 +128,8 @@ class PatchEmbed(Linear):
     Args:
         inputs: The number of pixel values per patch, over all channels.
         outputs: The width of an output token.
-        start: The initial value of the fixed map. For the kind ``whitened``, a new run replaces
-            this value by a map computed from its training images.
+        start: The initial value of the fixed map. For the kind ``whitened``, a new run replaces the
+            initial map by a map computed from its training images.
         **options: The ``dtype``, ``param_dtype`` and ``rngs`` of the layer.
     """
 
@@ -154,8 +154,8 @@ class PatchEmbed(Linear):
 def patch_embedding(config: ConfigDict, pixels: int) -> Any:
     """Return the function ``(inputs, outputs, **options)`` that builds the patch embedding.
 
-    The fixed map of a ``whitened`` embedding is initialized to the identity. A new run then
-    replaces the identity by a map computed from its training images.
+    The fixed map of a ``whitened`` embedding is initialized to the identity. A new run replaces the
+    identity by a map computed from its training images.
     """
     kind = embedding_kind(config)
     if kind == "linear":

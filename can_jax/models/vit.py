@@ -267,8 +267,8 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
         rows: The number of sequences in the batch, which may be symbolic in an export.
 
     Returns:
-        The parameters without the biases of linear layers, and the biases with shape (layers, rows,
-        1, …). The axis of size 1 of the biases broadcasts over tokens.
+        Two trees: the parameters without the biases of linear layers, and these biases with shape
+        (layers, rows, 1, …). The axis of size 1 of the biases broadcasts over tokens.
     """
     flat = traverse_util.flatten_dict(layers)
     biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}

@@ -32,7 +32,8 @@ class TraceWindow:
             self._tracing = True
 
     def after(self, step: int, done: jax.Array) -> str | None:
-        """Stop the trace once ``step`` has finished, if ``step`` is the last traced step.
+        """Stop the trace if ``step`` is the last traced step. Blocks first until this step has
+        finished.
 
         Args:
             step: The step that was dispatched.

@@ -56,12 +56,11 @@ def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
 
 
 def check_masking(config: Any, name: str) -> None:
-    """Check that masking hides at least one patch, as an objective that predicts masked patches
-    requires.
+    """Check that masking hides at least one patch, for an objective that predicts masked patches.
 
     Args:
         config: The configuration.
-        name: The name of the objective, to show in the error message.
+        name: The name of the objective, which the error message contains.
 
     Raises:
         UserError: ``model.mask_ratio`` leaves all patches visible.

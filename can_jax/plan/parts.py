@@ -73,7 +73,8 @@ def part_of(stack: Sequence[Frame], operation: str) -> str | None:
 
 
 def part_of_argument(operation: str) -> str | None:
-    """Return the part that first reads a step argument, given the argument's ``op_name``.
+    """Return the part of the train step that first reads a step argument, given the argument's
+    ``op_name``.
 
     The compiler's casts and copies of a parameter have no Python stack, so they are assigned to the
     part that first reads the parameter.
