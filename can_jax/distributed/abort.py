@@ -42,8 +42,8 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
 
     Args:
         message: The error message, printed as the last line.
-        stacks: Whether to print the stack of every thread before the message. If False, the stacks
-            are only written to the folder that `keep_stacks_in` sets.
+        stacks: Whether to print the stack of every thread before the message. If ``stacks`` is
+            False, the stacks are only written to the folder that `keep_stacks_in` sets.
     """
     report(message, stacks)
     os._exit(EXIT_UNEXPECTED)
@@ -62,8 +62,8 @@ def report(message: str, stacks: bool = True) -> None:
 
     Args:
         message: The error message, printed as the last line.
-        stacks: Whether to print the stacks. If False, the stacks are only written to the folder
-            that `keep_stacks_in` sets.
+        stacks: Whether to print the stacks. If ``stacks`` is False, the stacks are only written to
+            the folder that `keep_stacks_in` sets.
     """
     dump = _stacks()
     for write in (_to_file, _to_stderr):
@@ -83,8 +83,8 @@ def abort_on_sigabrt(message: str) -> None:
     final exit code, the process exits with that code and prints no message.
 
     Call this function only in jobs of several processes. The timer that this function starts also
-    ends a process that was suspended for `DEAD_SECONDS`. In such jobs, JAX treats a suspended
-    process as lost after a minute. Another call of this function replaces the message.
+    ends a process that was suspended for `DEAD_SECONDS`. In jobs of several processes, JAX treats a
+    suspended process as lost after a minute. Another call of this function replaces the message.
     """
     if not _handlers:
         threading.Thread(target=_prove_alive, daemon=True).start()
@@ -122,7 +122,7 @@ def _stderr() -> int:
     """Return a file descriptor of stderr whose writes do not block, where the system allows this.
 
     A blocked write of the stack dump would stop the whole program. The thread that restarts the
-    timer of `dump_stacks_after` would wait for the write while holding the GIL.
+    timer of `dump_stacks_after` would wait for the blocked write while holding the GIL.
     """
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY

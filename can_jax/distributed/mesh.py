@@ -142,7 +142,8 @@ def constrain_batch_sharding(x: Array) -> Array:
 
 
 def replicate(x: Array) -> Array:
-    """Constrain an array to be replicated, or return it unchanged outside of `jax.set_mesh`."""
+    """Constrain an array to be replicated, or return it unchanged outside a `jax.set_mesh`
+    context."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec())

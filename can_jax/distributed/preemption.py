@@ -29,8 +29,8 @@ class PreemptionHandler:
     """The handler of this process for SIGTERM, SIGHUP and SIGINT.
 
     A signal raises `Stopped` in the main thread, which ends the process. After a call of `defer`, a
-    signal only sets `requested`; the training loop polls it, saves and ends. A second Ctrl-C more
-    than `SAME_KEYSTROKE_SECONDS` after the first ends the process at once.
+    signal only sets `requested`; the training loop polls it, saves and ends. If a second Ctrl-C
+    follows more than `SAME_KEYSTROKE_SECONDS` after the first, the process ends at once.
 
     Python runs signal handlers only in the main thread, which may be compiling for minutes. A
     second thread therefore reads the signals from a pipe as they arrive.
@@ -113,8 +113,9 @@ class PreemptionHandler:
     def _raise_stopped(self, signum: int, frame: FrameType | None) -> None:
         """Raise `Stopped` once in the main thread, unless `defer` or `finish` was called.
 
-        During an import, `Stopped` is not raised, and `_read` sends the signal again. An exception
-        within the import of a C++ library such as jaxlib would cause a segmentation fault.
+        During an import, `Stopped` is not raised. Instead, `_read` sends SIGTERM after a short
+        wait. An exception within the import of a C++ library such as jaxlib would cause a
+        segmentation fault.
         """
         self.request(signal.Signals(signum))
         if self._deferred or self._ending or self.fixed_code is not None:
@@ -128,7 +129,7 @@ class PreemptionHandler:
         raise Stopped(self.exit_code)
 
     def _raise_again(self, unraisable: Any) -> None:
-        """Make `_read` send the signal again if Python ignored `Stopped`, as in a destructor.
+        """Make `_read` send SIGTERM if Python ignored `Stopped`, as it does in a destructor.
 
         Python would also ignore an exception that this method, an `unraisablehook`, raises.
         """

@@ -1,7 +1,7 @@
 """A check that the copies of a replicated array are equal on all devices.
 
-Every device updates its own copy of the replicated parameters. On a faulty device, the copy can
-become wrong without an error, and training continues with corrupted weights.
+Every device updates its own copy of the replicated parameters. On a faulty device, the copy of the
+parameters can become wrong without an error, and training continues with corrupted weights.
 """
 
 from collections import Counter, defaultdict
@@ -58,8 +58,8 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The fraction of the pytree's bytes in arrays that are replicated, in full or in parts, on
-        several devices."""
+        """The fraction of the pytree's bytes that belong to arrays of which several devices hold
+        the same part."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)

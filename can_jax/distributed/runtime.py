@@ -76,10 +76,10 @@ def start(
 ) -> None:
     """Connect this process to the others of its job. Call this function before any function of JAX.
 
-    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the arguments that are None. If no launcher
-    is detected and the first three arguments are None, this function does nothing. If the processes
-    do not find each other within ``timeout`` seconds, `abort` ends this process. Collective: every
-    process of the job must call this.
+    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the values of the arguments that are None. If
+    no launcher is detected and the first three arguments are None, this function does nothing. If
+    the processes do not find each other within ``timeout`` seconds, `abort` ends this process.
+    Collective: every process of the job must call this.
 
     Args:
         coordinator: The ``host:port`` of process 0, reachable from all processes.
@@ -198,8 +198,8 @@ class StopSignals:
     """The stop signals of a job, which the training loop polls after each step.
 
     All processes of a job stop after the same step, even if only one of them received the signal.
-    Inside another program, such as a notebook, `StopSignals` handles only SIGTERM, or no signal if
-    it is not created in the main thread.
+    Inside another program, such as a notebook, `StopSignals` handles only SIGTERM. If it is created
+    outside the main thread, it handles no signal.
     """
 
     def __init__(self) -> None:

@@ -113,8 +113,8 @@ def _shards_at(path: str, kind: str, compressed: bool) -> list[str]:
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder: those in the subfolder named after the split or,
-    without one, those that `choose_files` selects.
+    """Return the shards of a split in a folder. They are those in the subfolder named after the
+    split; without such a subfolder, `choose_files` selects them.
 
     Raises:
         UserError: No shard of the split exists, the spelling of the split is ambiguous, or all
@@ -148,7 +148,7 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
 
 def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     """Return the shards directly in a folder or, if there are none, those in its subfolders, as
-    relative paths.
+    paths relative to the folder.
 
     Raises:
         UserError: All of the shards are compressed tars, and ``compressed`` is False.
@@ -221,8 +221,8 @@ def _relative(paths: list[str]) -> list[str]:
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that match a path or pattern, and log each expansion of braces that matches
-    no file.
+    """Return the files that match a path or pattern, and log a warning about brace expansions that
+    match no file.
 
     Raises:
         UserError: No file matches.
@@ -254,8 +254,8 @@ def matches(pattern: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield the expansions of braces such as `a-{00..02}` and `{a,b{0..1}}`, with the syntax of
-    shells and WebDataset."""
+    """Yield the expansions of a pattern with braces, such as `a-{00..02}` or `{a,b{0..1}}`. The
+    syntax is that of shells and WebDataset."""
     for start, end in _braces(pattern):
         inside = pattern[start + 1 : end]
         choices = _range(inside) or _alternatives(inside)
@@ -350,7 +350,7 @@ def _glob_part(folder: str, part: str) -> list[str]:
     """Return the paths in a folder that match one component of a pattern.
 
     An opening bracket can be literal, or start a character class. All combinations of literal
-    brackets and character classes are tried, beginning with all brackets literal, and the first
+    brackets and character classes are tried, beginning with all brackets literal. The first
     combination that matches a path is used. If a component has `MOST_BRACKETS` or more opening
     brackets, all of its brackets start character classes.
     """

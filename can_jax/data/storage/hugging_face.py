@@ -77,8 +77,8 @@ def _file(url: str, entry: dict[str, Any]) -> Entry:
 
 
 def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
-    """Yield the entries of the Hub's listing of a folder, requested page by page; no entry if the
-    folder does not exist.
+    """Yield the entries of the Hub's listing of a folder, which is requested page by page. If the
+    folder does not exist, there are no entries.
 
     Raises:
         UserError: The Hub refuses the request, its answer is not JSON, or `urllib3` is not

@@ -90,8 +90,8 @@ def unreadable(where: str, error: Exception) -> UserError:
     """Return the error that ends a run whose data cannot be read.
 
     Args:
-        where: The path of the file for the message, optionally with the location of the example in
-            the file.
+        where: The path of the file, optionally with the location of an example in the file, for the
+            message.
         error: The error of the last attempt.
     """
     reason = reason_of(error)
@@ -106,8 +106,8 @@ def stop_if_storage_fails(where: str, error: Exception) -> None:
     through all retries.
 
     Args:
-        where: The path of the file for the message, optionally with the location of the example in
-            the file.
+        where: The path of the file, optionally with the location of an example in the file, for the
+            message.
         error: The error of the last attempt.
 
     Raises:
@@ -279,8 +279,8 @@ class _Raw(io.RawIOBase):
 
 
 class _RemoteRaw(_Raw):
-    """An unbuffered stream over a remote object, which requests the next blocks ahead of sequential
-    reads."""
+    """An unbuffered stream over a remote object. If reads are sequential, the stream requests the
+    next blocks in advance."""
 
     def __init__(self, url: str):
         super().__init__(url)
@@ -300,8 +300,7 @@ class _RemoteRaw(_Raw):
 
 @functools.cache
 def _read_ahead() -> ThreadPoolExecutor:
-    """Return the thread pool for requests ahead of sequential reads; all streams share this
-    pool."""
+    """Return the thread pool for read-ahead requests. All streams share this pool."""
     return ThreadPoolExecutor(AHEAD_THREADS, "read-ahead")
 
 

@@ -1,4 +1,4 @@
-"""Ranged reads, sizes and listings of files in object stores and on web servers, through `obstore`.
+"""Reads, writes and listings of object stores, and reads from web servers, through `obstore`.
 
 `obstore` is the Python package of the Rust library `object_store`. `obstore` reads without holding
 Python's GIL, so threads read in parallel. In `fsspec`, all clients share one event loop in Python.
@@ -100,7 +100,7 @@ def read_range(url: str, offset: int, length: int, most: int = sys.maxsize) -> b
         url: The URL of the object, such as `gs://bucket/train-0.tar`.
         offset: The offset of the first byte to read, at least 0.
         length: The number of bytes; -1 for all bytes from ``offset`` on.
-        most: The largest permitted size in bytes of an object if ``length`` is -1.
+        most: The largest permitted size of the object in bytes, checked only if ``length`` is -1.
 
     Raises:
         ValueError: The object is larger than ``most``.
@@ -135,8 +135,8 @@ def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwr
         content: The content as bytes, or the path of a local file. A large file is uploaded in
             parts, unless ``mode`` is ``create``.
         mode: ``overwrite`` replaces an existing object; ``create`` raises an error if the object
-            exists. The server checks and writes in one operation, so only one of several concurrent
-            writers with ``create`` succeeds.
+            exists. For ``create``, the server checks for an existing object and writes in one
+            operation. Only one of several concurrent writers therefore succeeds.
 
     Raises:
         FileExistsError: The mode is ``create``, and the object exists.
@@ -189,7 +189,7 @@ def inside(url: str) -> tuple[list[str], list[Object]]:
 
 def _object(place: Place, entry: Any) -> Object:
     """Convert an entry of an `obstore` listing to an `Object`. If the store has no ETags, the
-    version is the time of the last change."""
+    version of an object is the time of its last change."""
     version = str(entry["e_tag"] or entry["last_modified"])
     return Object(place.base + entry["path"], int(entry["size"]), version)
 
@@ -338,6 +338,6 @@ def _errors(url: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the message of an `obstore` error on one line, without its dump of internal
+    """Return the message of an `obstore` error on one line, without the dump of internal
     objects."""
     return " ".join(str(error).split("\n\nDebug source")[0].split())[:300]

@@ -65,8 +65,8 @@ def log_missing_shards(shards: Sequence[str]) -> None:
 
 
 def log_not_shards(folder: str, names: Sequence[str], kind: str) -> None:
-    """Log a warning about the files in a local folder that are neither shards nor metadata, with a
-    way to convert those of an unsupported format.
+    """Log a warning about the files in a local folder that are neither shards nor metadata. The
+    warning ends with the advice of `remedy` on unsupported formats.
 
     Args:
         folder: The path of the folder.

@@ -48,7 +48,7 @@ def spellings(split: str) -> list[str]:
 def words_of(name: str) -> list[str]:
     """Return the words of a name in lower case; digits and punctuation separate words.
 
-    A compound word such as `trainset` becomes the name of its split, here `train`.
+    A compound word such as `trainset` is shortened to the word for the split, here `train`.
     """
     words = re.findall(r"[^\W\d_]+", name.lower())
     return [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
@@ -61,8 +61,8 @@ def split_of_file(name: str) -> str | None:
 
 
 def split_of_folder(name: str) -> str | None:
-    """Return the standard split if a folder is named after it alone, such as `test` for `Test set`
-    and `val` for `val2017`; else None."""
+    """Return the standard split that a folder's name denotes, such as `test` for `Test set` and
+    `val` for `val2017`. A name with other words, such as `train station`, denotes no split."""
     words = [word for word in words_of(name) if not re.fullmatch(FILLERS, word)]
     return STANDARD.get(words[0]) if len(words) == 1 else None
 
@@ -80,8 +80,8 @@ def split_folders(
         names: The names of subfolders of one folder; names without a split are ignored.
         beside: Whether subfolders without a split in their names also contain images. If ``beside``
             is True, folders whose names differ only in the split are classes, such as `crash test`
-            and `crash train`. If ``beside`` is True, a folder `train` in ``flat`` that is the only
-            split folder counts as a class, namely the vehicle.
+            and `crash train`. If ``beside`` is True, and `train` is the only split folder and in
+            ``flat``, `train` counts as a class of vehicles.
         flat: The names of the folders with images directly in them.
     """
     names = sorted(names)
@@ -142,7 +142,7 @@ def choose_files(
         names: The paths of the candidate files, relative to a common folder.
         split: The requested split, in any spelling.
         what: A noun that messages use for one of the files, such as `tar shard`.
-        listed: Whether ``path`` is a file, a pattern or a list of these, rather than a folder. If
+        listed: Whether ``path`` is a file, a pattern or a list of paths, rather than one folder. If
             ``listed`` is True, `train` consists of all files without another split in their names
             or, if there are none, of all files. If ``listed`` is False, `train` consists of the
             files with `train` in their names or, without such files, of those without any split.

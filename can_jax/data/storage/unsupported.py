@@ -39,8 +39,8 @@ REMEDIES = {
 
 
 def remedy(names: Iterable[str]) -> str:
-    """Return a phrase that names the most frequent unsupported format of some files and a way to
-    convert it; "" if no such format occurs."""
+    """Return a phrase that names the most frequent unsupported format among some files and a way to
+    convert them. The phrase is "" if no file has an unsupported format."""
     suffixes = (os.path.splitext(name.lower().removesuffix(".gz"))[1] for name in names)
     counts = Counter(suffix for suffix in suffixes if suffix in REMEDIES)
     if not counts:
@@ -51,8 +51,8 @@ def remedy(names: Iterable[str]) -> str:
 
 
 def log_not_images(root: str, others: Sequence[str]) -> None:
-    """Log a warning about the files below a folder that are left out because they are not images,
-    with a way to convert those of an unsupported format."""
+    """Log a warning about the files below a folder that are left out because they are not images.
+    The warning ends with the advice of `remedy` on unsupported formats."""
     if others:
         advice = remedy(others)
         logging.warning(

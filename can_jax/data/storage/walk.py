@@ -15,8 +15,8 @@ NESTED_LINKS = 5  # links followed on a path; nested links multiply the paths to
 
 
 class _Folder(NamedTuple):
-    """The visible content of one folder: its files by name, and its subfolders and links to folders
-    by name."""
+    """The visible content of one folder: the names of its files, and a dict of subfolders and links
+    to folders by name."""
 
     files: list[str]
     folders: dict[str, "_Subfolder"]
@@ -34,7 +34,7 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the root and each visible folder below it, each with the names of its visible files.
 
     Symbolic links to folders are followed, but at most `NESTED_LINKS` links on one path. Folders
-    behind more links, and folders that cannot be read, are logged and left out.
+    behind more than `NESTED_LINKS` links, and folders that cannot be read, are logged and left out.
 
     A link that is part of a cycle is followed only if no other path has reached the link's target.
     A link that is part of a cycle does not count as a nested link. A link to a folder that contains
