@@ -1,7 +1,7 @@
 """The public functions of `can_jax`, such as `load`, `pretrain` and `evaluate_encoder`.
 
-Each function imports its dependencies when it is called. Therefore `import can_jax` is fast and
-changes no global state of the process.
+`import can_jax` is fast and changes no global state of the process, because each function imports
+its dependencies only when it is called.
 """
 
 import os
@@ -218,9 +218,10 @@ def plan_run(
 ) -> dict[str, Any]:
     """Compile the train step for devices that need not be attached; estimate its memory and time.
 
-    The function blocks until a child process has compiled the step. A child process is needed
-    because JAX cannot change its devices after initialization. If ``config.mesh`` does not match
-    the number of devices, the step is planned for a mesh that matches, with a warning.
+    The function blocks until a child process has compiled the step. The step is
+    compiled in a child process because JAX cannot change its devices after initialization. If
+    ``config.mesh`` does not match the number of devices, the step is planned for a mesh that
+    matches, with a warning.
 
     Args:
         config: The configuration of the pretraining run. The data set is not read.

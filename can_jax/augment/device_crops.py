@@ -26,8 +26,8 @@ def random_crops(
     """Cut random boxes from an image, and resize each bilinearly without antialiasing.
 
     Args:
-        image: The image to crop. Each side must be at most twice the corresponding side of
-            ``size``, since crops are not antialiased.
+        image: The image to crop. Each side of the image must be at most twice the corresponding
+            side of ``size``, since crops are not antialiased.
         key: The random key that determines the crops.
         views: The number of crops to return.
         area: The smallest and largest area of a box, as fractions of the image area.

@@ -25,8 +25,8 @@ class Photometric:
         flip: The probability of a horizontal flip.
         jitter: The probability of color jitter, which changes brightness, contrast, saturation and
             hue in random order.
-        brightness: The jitter strength s of the brightness. The factor that multiplies the
-            brightness is drawn uniformly from [max(0, 1 - s), 1 + s].
+        brightness: The jitter strength of the brightness. The factor that multiplies the brightness
+            is drawn uniformly from [max(0, 1 - brightness), 1 + brightness].
         contrast: The jitter strength of the contrast, whose factor is drawn as for ``brightness``.
         saturation: The jitter strength of the saturation, whose factor is drawn as for
             ``brightness``.

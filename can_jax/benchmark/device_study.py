@@ -213,7 +213,7 @@ class Training:
         return folder / f"{words}-{name}.npz"
 
     def _seeded(self, seed: Array) -> Step:
-        """Return the train step with another seed, which can be a traced value."""
+        """Return a copy of the train step with the seed ``seed``, which can be a traced value."""
         config = ConfigDict(self._step.config.copy_and_resolve_references())
         with config.ignore_type():
             config.seed = seed

@@ -47,8 +47,8 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
             decoded images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (to
             arrays on the devices) and ``pil_two_view`` (the Pillow baseline). ``python_limit`` is
             the reading throughput at which Python code fully occupies one core. Because only one
-            thread at a time runs Python code, more cores do not raise this limit. The dict also
-            holds ``threads``, ``image_size``, ``batch_size``, ``examples`` and ``rounds``.
+            thread at a time runs Python code, more cores do not raise ``python_limit``. The dict
+            also holds ``threads``, ``image_size``, ``batch_size``, ``examples`` and ``rounds``.
 
     Raises:
         UserError: TensorFlow cannot decode any of the sampled images.
@@ -135,9 +135,9 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
         config: The resolved configuration.
         source: The source to read.
         python: A list to which each measurement appends the number of images divided by the
-            process's CPU seconds in user mode. Python code takes almost all of this time: tf.data
-            takes only a few microseconds per chunk of images, and the operating system's copies of
-            images count as system time.
+            process's CPU seconds in user mode. Python code takes almost all of the time in user
+            mode. TensorFlow's `tf.data` takes only a few microseconds per chunk of images, and the
+            operating system's copies of images count as system time.
     """
     rows = np.arange(config.batch_size)
     pairs = places(order_of(config.seed, source), (0, FOREVER), config.batch_size, rows)

@@ -170,8 +170,8 @@ def _prepare(
         exact: The output and the gradients in float32, with which the results are compared.
 
     Returns:
-        A function that measures and returns the seconds per execution; and the largest relative
-            error.
+        A pair: a function that measures and returns the seconds per execution, and the largest
+            relative error.
     """
     both = jax.jit(_gradient(operation))
     computed = [np.asarray(x, np.float32) for x in jax.tree.leaves(both(*inputs))]

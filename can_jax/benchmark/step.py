@@ -171,7 +171,7 @@ def counted_flops(config: ConfigDict) -> float:
 
 
 def check_baseline(config: ConfigDict) -> None:
-    """Check that the PyTorch baseline is installed and computes the losses of a configuration.
+    """Check that PyTorch is installed, and that its baseline supports a configuration.
 
     Raises:
         UserError: PyTorch is not installed, or a setting has no counterpart in the baseline.
@@ -204,8 +204,8 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
         compiled: Whether to compile the forward pass and the losses with `torch.compile`.
 
     Returns:
-        A function that measures the throughput of the step in images per second; and a label such
-            as ``torch 2.9.0, compiled``.
+        A pair: a function that measures the throughput of the step in images per second, and a
+            label such as ``torch 2.9.0, compiled``.
 
     Raises:
         UserError: PyTorch is not installed, or a setting has no counterpart in the baseline.
@@ -253,8 +253,8 @@ def measure_step(
         recipe: The configuration of a recipe, not yet resolved.
         rounds: The number of rounds, each of which measures a matrix product and every step once.
         seconds: The duration of each measurement in seconds.
-        peer: Whether to also measure the PyTorch baseline. If True, can_jax and PyTorch both omit
-            color augmentation and use the paper's denoising branch.
+        peer: Whether to also measure the PyTorch baseline. If ``peer`` is True, can_jax and
+            PyTorch both omit color augmentation and use the paper's denoising branch.
         peer_compiled: Whether to compile the PyTorch baseline with `torch.compile`.
         parts: Whether to also measure MAE, SimCLR, and the variants of CAN in `ABLATIONS`, each of
             which lacks one part.

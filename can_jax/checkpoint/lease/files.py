@@ -228,8 +228,8 @@ def files_of(folder: epath.Path) -> Files:
 
 
 def creates_exclusively(url: str) -> bool:
-    """Return whether writes to a URL can atomically create an object, and fail if the object
-    exists.
+    """Return whether a write to a URL can atomically create an object without replacing an existing
+    object.
 
     Atomic creation requires a conditional write, which the library `obstore` supports. TensorFlow's
     file system first checks whether the object exists, and then writes. Another process can write
