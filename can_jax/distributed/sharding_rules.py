@@ -25,11 +25,12 @@ from can_jax.distributed.mesh import platform
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The sharding and the weight decay of parameters whose path ends in a pattern.
+    """The sharding and the weight decay of the parameters whose paths end with a match of
+    ``pattern``.
 
     Attributes:
         pattern: A regular expression for the last components of a path.
-        spec: The mesh axis over which each axis of the parameter is split, or None for no split.
+        spec: For each axis of the parameter, the mesh axis over which it is split, or None.
         decay: Whether weight decay applies to the parameter.
     """
 

@@ -1,4 +1,4 @@
-"""Extraction of the features of all images of a split to one file, resumable after interruptions.
+"""Resumable extraction of the features of all images of a split to one file.
 
 To bound memory, features are computed in parts of 4096 images and stored in the folder
 `OUTPUT.parts`. When all parts are complete, they are merged into the output file. Pillow decodes
@@ -361,7 +361,7 @@ def _tally(paths: Iterable[Path]) -> Tally:
 def _write_skipped(output: Path, paths: list[Path]) -> None:
     """Write the name of each undecodable image and the reason to `OUTPUT.skipped.csv`.
 
-    If all images were decoded, no file is written, and the file of an earlier call is removed.
+    If all images were decoded, no file is written, and an existing file is removed.
     """
     listing, rows = output.with_name(f"{output.name}.skipped.csv"), []
     for path in paths:

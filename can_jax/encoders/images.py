@@ -155,8 +155,8 @@ def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
 def _layout(
     shape: tuple[int, ...], channels: int, code: str
 ) -> tuple[list[str], str, tuple[int, ...]]:
-    """Return a list of hints about the shape of the images, and the correction: a Python expression
-    for the images in the right layout, and their shape in it.
+    """Return a list of hints about the shape of the images, a Python expression that corrects their
+    layout, and the corrected shape.
 
     Args:
         shape: The shape of the rejected images.

@@ -56,8 +56,8 @@ def evaluate(
 
 
 def is_classifier(checkpoint: str) -> bool:
-    """Return whether a checkpoint is a classifier that the protocol `classify` has trained; False
-    if it does not exist, which `evaluate` reports."""
+    """Return whether a checkpoint is a classifier that the protocol `classify` has trained. For a
+    missing checkpoint, return False; `evaluate` reports the error."""
     try:
         return (find_checkpoint(checkpoint, "--checkpoint=")[0] / CARD).exists()
     except UserError:

@@ -1,8 +1,8 @@
 """Functions that render self-contained HTML pages from templates, with inlined pictures and charts.
 
 Some values on a page come from untrusted files. Jinja escapes every value that is not `Html`. Only
-this module creates `Html`, and it escapes the values inside, so a browser shows values from files
-as plain text.
+this module creates `Html` objects, and it escapes all values in them. A browser therefore shows
+values from files as plain text.
 """
 
 import base64
@@ -67,10 +67,10 @@ def coded(text: str) -> Html:
 
 
 def wrapping(text: str) -> str:
-    """Return the CSS class of a table cell by the length of its words.
+    """Return the CSS class that sets how the text of a table cell is wrapped.
 
     The class is ``long`` if words may be broken to fit the page, and ``text`` if lines are broken
-    between words. Short values, such as dates, stay on one line and have no class.
+    only between words. Short values, such as dates, stay on one line and have no class.
     """
     if max(map(len, text.split()), default=0) > WORD:
         return "long"

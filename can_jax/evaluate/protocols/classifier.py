@@ -24,7 +24,7 @@ CARD = "classifier.json"  # Describes the head of a finished run, so that it can
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSubject(PretrainedEncoder):
-    """A trained classifier with the interface of an encoder: its features are its logits.
+    """A trained classifier with the interface of an encoder. The logits serve as the features.
 
     The inherited attribute `parameters` holds the classifier's training state.
 

@@ -90,9 +90,10 @@ class ClassifierStep:
     def _by_layer(self, updates: Tree, _: Any) -> Tree:
         """Scale updates by layer-wise learning-rate decay (arXiv 2106.08254).
 
-        The factor is ``layer_decay`` to the power of a layer's distance to the head. This distance
-        is 1 for the last block, ``depth`` for the first block, and ``depth + 1`` for the
-        embeddings. Updates of the final norm and the head are not scaled.
+        The updates of a layer are multiplied by ``layer_decay`` to the power of its distance to the
+        head. The distance of a layer to the head is 1 for the last block, ``depth`` for the first
+        block, and ``depth + 1`` for the embeddings. Updates of the final norm and the head are not
+        scaled.
         """
         depth, decay = encoder_size(self.config.model).depth, self.settings.layer_decay
 

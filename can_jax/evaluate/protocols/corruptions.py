@@ -148,8 +148,8 @@ def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture
     """Whiten an image, and add snowflakes with motion blur.
 
     The first four values of ``c`` are the mean, standard deviation, zoom and threshold of the
-    flakes. The other values are the radius and standard deviation of the motion blur in pixels, and
-    the weight of the original image.
+    flakes. The other values of ``c`` are the radius and standard deviation of the motion blur in
+    pixels, and the weight of the original image.
     """
     mean, deviation, zoom, threshold, radius, sigma, keep = c
     flakes = zoomed(rng.normal(mean, deviation, x.shape[:2]), zoom)
@@ -184,8 +184,8 @@ def fractal(
     Each new point is the mean of its four neighbors plus uniform noise. The published code divides
     its ``wibble`` by ``decay`` at each finer grid, and adds ``wibble * uniform(-wibble, wibble)``.
     The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The side of the
-    grid is the smallest power of two that covers the image. It has at least 256 points, or at least
-    32 if the shorter side of the image has at most 64 px.
+    grid is the smallest power of two that covers the image. A side has at least 256 points, or at
+    least 32 if the shorter side of the image has at most 64 px.
 
     Args:
         height, width: The size of the returned array in pixels; the upper left part of the grid is

@@ -171,7 +171,7 @@ def by_class(
 def two_views(context: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of two views of training images, augmented as in pretraining.
 
-    The function reads full batches of up to ``count`` images in total, but at least one batch.
+    The function reads up to ``count`` images in full batches, but at least one batch.
     """
     config = context.subject.config.copy_and_resolve_references()
     with config.unlocked():

@@ -40,7 +40,7 @@ SETTINGS: Table = {
 def best_heads(
     context: EvalContext, train: Split
 ) -> tuple[Heads, dict[str, Any], list[dict[str, Any]]]:
-    """Train a linear head for each grid setting, and retrain that of the best setting on all
+    """Train a linear head for each grid setting, and retrain the head of the best setting on all
     training examples.
 
     The best setting has the highest accuracy on held-out training examples.

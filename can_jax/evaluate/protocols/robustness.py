@@ -141,8 +141,8 @@ def robustness(
 ) -> None:
     """Measure accuracy and calibration on the test split, corrupted images and other test sets.
 
-    All test sets are opened, and their classes are matched to the classifier's, before features are
-    extracted or a head is trained. Collective: every process must call this.
+    Before ``fit`` is called, all test sets are opened, and their classes are matched to those of
+    the classifier. Collective: every process must call this.
 
     Args:
         context: The evaluation context: configuration, model and data.

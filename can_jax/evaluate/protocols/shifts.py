@@ -50,8 +50,8 @@ class Judged(NamedTuple):
 
     Attributes:
         part: The examples, whose images are not read yet.
-        accepted: A function that maps the `Split` of these examples to a boolean mask of the
-            correct classes of each example.
+        accepted: A function that maps the `Split` of the test set to a boolean mask of the correct
+            classes of each example.
         among: A boolean mask of the classes to which predictions are restricted.
     """
 
