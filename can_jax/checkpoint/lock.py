@@ -18,8 +18,8 @@ from can_jax.distributed.runtime import gather
 from can_jax.utils.errors import LostLock, UserError, reason_of
 
 WAIT_SECONDS = 3.0  # the time that a start waits for a run that has not announced its end
-# Seconds that a start waits for a run that has announced its end and still saves. Meanwhile the
-# other processes of the starting job wait for process 0, in a collective operation.
+# Seconds that a start waits for a run that has announced its end, but is still saving. Meanwhile
+# the other processes of the starting job wait for process 0, in a collective operation.
 WAIT_ENDING_SECONDS = 500.0
 LOOK_SECONDS = 0.5  # the maximum interval between checks for a stop signal to this process
 
@@ -51,8 +51,8 @@ class RunLock:
     def check(self) -> None:
         """Check that this job still holds the lock; call this before every write to the directory.
 
-        While the lock file cannot be read, this retries and blocks; see `Lease.check`. In processes
-        other than 0, this does nothing.
+        While the lock file cannot be read, this method retries and blocks; see `Lease.check`. In
+        processes other than 0, this method does nothing.
 
         Raises:
             LostLock: Another run has taken over the directory, or the lock files were removed.
@@ -90,8 +90,8 @@ def run_lock(
         workdir: The run directory, which must exist.
         wait: The time in seconds to wait for a run that holds the directory and has not announced
             that it will end; `WAIT_SECONDS` by default.
-        wait_ending: The time in seconds to wait for a run that has announced that it will end and
-            still saves; `WAIT_ENDING_SECONDS` by default.
+        wait_ending: The time in seconds to wait for a run that has announced its end, but is still
+            saving; `WAIT_ENDING_SECONDS` by default.
 
     Raises:
         InUse: Another run still holds the directory after the wait.

@@ -46,8 +46,8 @@ class Checkpointer:
     Args:
         directory: The folder of the checkpoints; created if missing, unless ``read_only``.
         keep_last: The number of latest regular checkpoints to retain; None for all.
-        keep_every_steps: Checkpoints whose step is a multiple of this are also retained; None for
-            off.
+        keep_every_steps: Checkpoints whose step is a multiple of this number are also retained;
+            None for off.
         read_only: Whether to leave the directory unchanged, because another run may write to it.
         check: A function called before a save is finalized and before files of a failed save are
             removed. An error raised by this function prevents the finalization or the removal.
@@ -188,7 +188,7 @@ class Checkpointer:
         """Start to save a checkpoint asynchronously. Collective: every process must call this.
 
         This blocks until the previous save is finished. If ``step`` is the latest saved step,
-        nothing is saved. If the save fails, for example on a full disk, this logs a warning.
+        nothing is saved. If the save fails, for example on a full disk, a warning is logged.
 
         Args:
             step: The step at which ``state`` was reached.
@@ -276,8 +276,8 @@ class Checkpointer:
     def close(self) -> None:
         """Wait for the pending saves of this process, and close the Orbax manager.
 
-        This is not collective, since a process can end alone, for example on Ctrl-C. To detect a
-        failed save in all processes, call `wait` first.
+        This method is not collective, since a process can end alone, for example on Ctrl-C. To
+        detect a failed save in all processes, call `wait` first.
         """
         with self._scope:
             try:

@@ -183,7 +183,8 @@ def to_store(config: ConfigDict, stored: str | None) -> str:
 
 
 def _assignment(values: dict[str, Any], name: str) -> str:
-    """Format a setting as ``config.KEY=VALUE``; for a duration, KEY is the key that is set."""
+    """Format a setting as ``config.KEY=VALUE``. A duration has several keys; KEY is the key that
+    has a value."""
     given = {key: value for key, value in values.items() if value is not None}
     key, value = next(iter(given.items()), (name, None))
     return f"config.{key}={value}"

@@ -18,7 +18,7 @@ class Retention:
 
     Attributes:
         last: The number of latest regular checkpoints to retain; None for all.
-        every: Checkpoints whose step is a multiple of this are also retained; None for off.
+        every: Checkpoints whose step is a multiple of this number are also retained; None for off.
         temporary: The steps of the temporary checkpoints. A temporary checkpoint whose step is not
             a multiple of ``every`` is deleted when a later checkpoint exists.
     """

@@ -35,8 +35,8 @@ def small_arrays_whole() -> Iterator[None]:
     """Make Orbax write each small replicated array from one device, instead of from all devices.
 
     By default, Orbax splits the write of a replicated array among the devices, and compiles a
-    program for each part of the array. For 150 small arrays on eight devices, a save then takes
-    15 s.
+    program for each part of the array. Without this context manager, a save of 150 small
+    arrays on eight devices takes 15 s.
     """
     usual = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(

@@ -69,7 +69,7 @@ class Command:
     Args:
         usage: The text that ``--help`` prints above the flags.
         arguments: The names of the positional arguments; brackets mark optional arguments. If the
-            last name ends in `...`, that argument takes all remaining values.
+            name of the last argument ends in `...`, this argument takes all remaining values.
         web: Whether positional arguments may be URLs of web servers.
         complete: A function that takes the command-line arguments, and returns them with missing
             options added; by default, no options are added.

@@ -103,9 +103,9 @@ class OptionalTupleParser(tuple_parser.TupleParser):
 class Flags:
     """The flags of one command.
 
-    All methods except `given` and `refuse` define a flag. `recipe` returns a `Recipe`. The other
-    methods that define a flag return an absl ``FlagHolder``, whose ``value`` is available after the
-    command line is parsed.
+    Every method except `given`, `refuse` and `recipe` defines a flag, and returns an absl
+    ``FlagHolder`` whose ``value`` is available after the command line is parsed. The method
+    `recipe` defines the flag ``--config``, and returns a `Recipe`.
 
     Attributes:
         values: The absl flags of this command, separate from absl's global flags because several
@@ -182,8 +182,8 @@ class Flags:
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
-        This call makes `ml_collections` use can_jax's parsers for the types of recipe keys in the
-        whole process.
+        This method makes `ml_collections` use can_jax's parsers for the types of recipe keys, in
+        the whole process.
 
         Args:
             kind: The kind of configuration, such as ``recipe``; a key of

@@ -42,8 +42,8 @@ def _ask_for_huge_pages() -> None:
     If the environment variable ``GLIBC_TUNABLES`` is set, even to an empty string, nothing is done.
 
     In each train step, XLA's CPU backend requests memory for its temporary buffers from the
-    operating system, and frees it afterwards. With pages of 4 KiB, clearing and mapping these
-    buffers takes a fifth of the step time. The C library requests pages of 2 MiB only if
+    operating system, and frees it afterwards. With pages of 4 KiB, clearing and mapping the
+    temporary buffers takes a fifth of the step time. The C library requests pages of 2 MiB only if
     ``GLIBC_TUNABLES`` is set before the program starts.
     """
     if TUNABLES in os.environ or not on_demand():

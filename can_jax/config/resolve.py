@@ -237,7 +237,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return values for those keys missing from a stored configuration whose current defaults would
+    """Return a value for each key that a stored configuration lacks and whose current default would
     change the run.
 
     The values reproduce the behavior of the version that stored the configuration; see

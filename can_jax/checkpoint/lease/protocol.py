@@ -49,7 +49,7 @@ class Lease:
         clock: The clock that measures waits; a `Clock` by default.
 
     Attributes:
-        lost: The error that explains why the lease was lost or released; None before that.
+        lost: The error that explains why the lease was lost or released; None if it was neither.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class Lease:
     def check(self) -> None:
         """Check that this process still holds the lease; call this before every write.
 
-        If the storage fails, this retries until shortly before another host could take over the
-        lease.
+        If the storage fails, this method retries until shortly before another host could take over
+        the lease.
 
         Raises:
             LostLock: Another process holds the lease, the lease was released, or its files were

@@ -6,16 +6,16 @@ decoding alone, cropping alone, the whole pipeline on the host, and the pipeline
 to the device. The baseline is a pipeline that makes two views with Pillow, as is common with
 PyTorch; the baseline runs one process for each thread of the measured pipeline. Each round measures
 every stage once. The printed limit of Python is the reading throughput at which Python code fully
-occupies one core. Since only one thread at a time runs Python code, more cores do not raise this
-limit.
+occupies one core. Since only one thread at a time runs Python code, more cores do not raise the
+limit of Python.
 
 `step` measures the images per second of the compiled train step on a batch in device memory. The
-model FLOPs utilization (MFU) is relative to the FLOP/s of a matrix product, which is measured in
-the same rounds. `--parts` also measures the train steps of MAE and SimCLR, and the cost of each
-part of CAN's train step. `--peer` also measures the same train step in PyTorch
-(`can_jax/benchmark/torch_reference.py`), alternating with can_jax. With `--peer`, CAN's step omits
-color jitter, grayscale and blur, and uses the paper's form of the denoising branch, so that both
-libraries do the same work.
+model FLOPs utilization (MFU) is relative to the FLOP/s of a matrix product. Each round measures
+every train step and the matrix product once. `--parts` also measures the train steps of MAE and
+SimCLR, and the cost of each part of CAN's train step. `--peer` also measures the same train step in
+PyTorch (`can_jax/benchmark/torch_reference.py`), alternating with can_jax. With `--peer`, CAN's
+step omits color jitter, grayscale and blur, and uses the paper's form of the denoising branch, so
+that can_jax and PyTorch do the same work.
 """
 
 import json

@@ -4,8 +4,9 @@ Writes the features of all images of a data set to a Parquet, npz or CSV file, w
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
 arrays. Options `--config.data.…` set keys of `config.data`, as for `can_jax.evaluate`; they require
-`--config=knn`. All images of the split are read, so keys that select examples or a test split are
-rejected, and so are keys of protocols. Re-running an interrupted command resumes it.
+`--config=knn`. Keys that select examples or a test split are rejected, because all images of the
+split are read. Keys of evaluation protocols are rejected, too. Re-running an interrupted command
+resumes it.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 """`python -m can_jax.plan --config=RECIPE --topology=v5e:16x16 [--search] [--json]`
 
 Compiles the train step of a recipe for devices that are not attached. The command prints whether
-the train step fits into device memory, the collectives of the step, and the estimated times of the
-step and the run. If the step does not fit, the command searches for settings that fit, and the exit
-code is 1.
+the train step fits into device memory. The command also prints the collective operations of the
+step, and the estimated times of the step and the run. If the step does not
+fit, the command searches for settings that fit, and the exit code is 1.
 
 Examples of TPU slices are `v5e:16x16`, `v4:4x4x4`, `v5p:4x4x4` and `v6e:16x16`. The TPU compiler is
 installed by `pip install 'jax[tpu]'`, and needs no TPU. GPUs are given as the number per host and

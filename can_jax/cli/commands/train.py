@@ -136,8 +136,8 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
     """Choose settings for the devices, the data and the training time; print and return them.
 
-    A resumed run keeps its stored settings. Exceptions are settings from the command line, and
-    settings that adapt the run to other devices without changing its results.
+    A resumed run keeps its stored settings, except for two kinds: settings from the command line,
+    and settings that adapt the run to other devices without changing the results.
 
     Args:
         recipe: The configuration of the recipe, with the values from the command line.

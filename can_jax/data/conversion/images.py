@@ -64,8 +64,9 @@ def find_val(root: Path, partial: bool = False) -> list[Image]:
 
     Args:
         root: The folder with the official tar, or with the folder `val/`.
-        partial: Whether to accept fewer or more images than the development kit has labels. The
-            label of an image is then looked up by the number at the end of its name.
+        partial: Whether to accept fewer or more images than the development kit has labels. If
+            the numbers of images and labels differ, each image is labeled by the number at the end
+            of its name.
 
     Raises:
         UserError: A file is damaged, the tar contains a link or a sparse file, only some images are
@@ -112,8 +113,8 @@ def _with_devkit_labels(
         partial: Whether the numbers of images and of labels may differ; see `find_val`.
 
     Raises:
-        UserError: The development kit is damaged, or the numbers of labels and of images differ and
-            the labels cannot be looked up by number.
+        UserError: The development kit is damaged; or the numbers of labels and images differ, and
+            ``partial`` is False or an image name ends in no label number.
     """
     labels = labels_of_devkit(devkit)
     if len(labels) == len(images):
@@ -148,7 +149,7 @@ def _names_of_images(folder: Path) -> list[str]:
 
 
 def _in_class_folders(folder: Path, names: list[str]) -> list[Image]:
-    """Return the images with the given paths in the class folders of a folder.
+    """Return the images at the given paths, which must be inside class folders of ``folder``.
 
     Raises:
         UserError: An image is in no class folder.

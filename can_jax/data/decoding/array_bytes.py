@@ -1,6 +1,7 @@
 """A lossless byte encoding of image arrays with any number of channels.
 
-With this encoding, a mixture of in-memory arrays and image files yields only byte strings.
+A mixture of in-memory arrays and image files encodes the arrays, so that all images of the mixture
+are byte strings.
 """
 
 import numpy as np

@@ -70,9 +70,9 @@ def native_size(encoded: Any, max_pixels: int) -> Any:
 def reduction(encoded: Any, largest: Any) -> Any:
     """Return the factor by which to downscale an image during decoding.
 
-    For a JPEG, the factor is the largest of 1, 2, 4 and 8 that does not exceed the int32 scalar
-    ``largest``. For formats other than JPEG, the downscaling factor is 1. The sides of the
-    downscaled image are the original sides divided by the factor, rounded up.
+    For a JPEG, the downscaling factor is the largest of 1, 2, 4 and 8 that does not exceed
+    ``largest``, an int32 scalar. For formats other than JPEG, the downscaling factor is 1. The
+    sides of the downscaled image are the original sides divided by the factor, rounded up.
     """
     tf = tensorflow()
     allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))

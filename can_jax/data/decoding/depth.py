@@ -89,8 +89,9 @@ def check_reduced(
         maximum: The largest value that the header of the file allows.
 
     Raises:
-        ValueError: ``value_range`` is neither None nor (0, 65535) nor (0, ``maximum``), or it is
-            None, ``maximum`` is 65535, and all values are below 2**15.
+        ValueError: ``value_range`` is a range other than (0, 65535) and (0, ``maximum``). If
+            ``value_range`` is None, ValueError is also raised for a ``maximum`` of 65535 with all
+            values below 2**15.
     """
     if value_range not in (None, (0.0, float(WHITE)), (0.0, float(maximum))):
         raise ValueError(
