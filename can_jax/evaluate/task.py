@@ -31,7 +31,7 @@ class EvalResults:
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
         data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
         chosen: The hyperparameters selected on held-out examples, by name. The protocol `classify`
-            selects none; its only entry is ``seconds``, the training time.
+            selects no hyperparameters; its only entry is ``seconds``, the training time.
         tables: The tables of the report by title, each a list of rows.
         pictures: The pictures of the report as HTML elements, by title.
         pictured_splits: The training and test splits for pictures of nearest neighbors and of the
@@ -113,8 +113,9 @@ class EvalContext:
     def test_splits(self, data: ConfigDict) -> tuple[str, ...]:
         """Return the candidate test splits in order of preference.
 
-        If ``config.data.test_split`` is set, it is the only candidate. Otherwise the candidates are
-        the split of the run's kNN probe and those of `TEST_SPLITS`, except the training split.
+        If ``config.data.test_split`` is set, it is the only candidate. If
+        ``config.data.test_split`` is None, the candidates are the split of the run's kNN probe and
+        those of `TEST_SPLITS`, except the training split.
         """
         if self.config.data.test_split:
             return (self.config.data.test_split,)

@@ -50,8 +50,8 @@ def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Mo
 
 
 def encoder_only(format: str, contents: str) -> None:
-    """Raise a `UserError` that ``format`` does not support ``contents``, unless ``contents`` is
-    ``encoder``."""
+    """Raise `UserError` if ``contents`` is not ``encoder``. The message states that ``format`` does
+    not support ``contents``."""
     if contents != "encoder":
         raise UserError(
             f"--format={format} does not support --contents={contents}: set --contents=encoder"
@@ -77,14 +77,14 @@ def write_huggingface(
 ) -> str:
     """Write the files of a `transformers` model, and return the name of the weight file.
 
-    An encoder is exported as `ViTModel` or, with LayerScale or registers, as `Dinov2Model` or
-    `Dinov2WithRegistersModel`. ``full`` is exported as `ViTMAEForPreTraining`, and a classifier as
-    `ViTForImageClassification`.
+    An encoder with registers is exported as `Dinov2WithRegistersModel`, one with only LayerScale as
+    `Dinov2Model`, and any other encoder as `ViTModel`. ``full`` is exported as
+    `ViTMAEForPreTraining`, and a classifier as `ViTForImageClassification`.
 
     Raises:
         UserError: The images are not square, or the library `transformers` does not support an
-            option of the encoder or the head. Also raised if ``contents`` is ``full`` and the run
-            has no decoder that predicts pixels.
+            option of the encoder or the head. The error is also raised if ``contents`` is ``full``
+            and the run has no decoder that predicts pixels.
     """
     full = contents == "full"
     height, width = model.config.data.image_size

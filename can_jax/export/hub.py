@@ -15,7 +15,7 @@ class Repository:
         url: The address of the repository, ``hf://user/name``.
 
     Raises:
-        UserError: The address is malformed, huggingface_hub is not installed, or the user is not
+        UserError: The address is malformed, `huggingface_hub` is not installed, or the user is not
             logged in to the Hub.
     """
 

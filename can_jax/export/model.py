@@ -85,9 +85,9 @@ class Model:
         """Return the arrays of encoder and decoder under MAE's names.
 
         MAE's decoder predicts pixels only, so an output layer for the noise is omitted. MAE's
-        decoder has no input for the noise level, so the level is fixed at zero. A noise-level
-        embedding that is added to all patches is folded into the position embeddings. A noise-level
-        embedding that is added to visible patches only is folded into the bias of
+        decoder has no input for the noise level, so the level is fixed at zero. If the noise-level
+        embedding is added to all patches, it is folded into the position embeddings. If the
+        noise-level embedding is added only to visible patches, it is folded into the bias of
         ``decoder_embed``, and subtracted from the position embedding of the class token.
 
         Raises:

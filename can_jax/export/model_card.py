@@ -159,8 +159,8 @@ def without_path(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return a list with one string, a Markdown list of all warnings; return an empty list if there
-    are none."""
+    """Return a list with one element, the text of all warnings in Markdown. Without warnings,
+    return an empty list."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results

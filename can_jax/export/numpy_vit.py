@@ -1,7 +1,7 @@
 """A NumPy reference of a ViT and of MAE's decoder, which requires only the arrays of a file.
 
-The reference shares no code with can_jax's network. A wrong name, axis or position in a file
-therefore changes the output.
+The reference shares no code with can_jax's network. A wrong name, axis or position embedding in a
+file therefore changes the output.
 """
 
 import re

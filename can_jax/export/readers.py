@@ -1,8 +1,8 @@
 """Verifiers: independent implementations that compute a model's outputs from exported files.
 
-Each verifier returns a dict with outputs for the images of a `Sample`. Possible keys are `TOKENS`
-for an encoder, `PREDICTION` for a decoder and `LOGITS` for a classifier. `reference` computes the
-expected values with the run's own network.
+Each verifier returns a dict with outputs for the images of a `Sample`. The possible keys of the
+dict are `TOKENS` for an encoder, `PREDICTION` for a decoder and `LOGITS` for a classifier.
+`reference` computes the expected values with the run's own network.
 """
 
 import contextlib

@@ -121,8 +121,8 @@ def image_processor(folder: epath.Path) -> Any:
     torchvision.
 
     If the margin of a crop is odd, half of the margin is not an integer. Evaluations, MAE and timm
-    round the half to the nearest even integer, as torchvision does. By default, the library
-    `transformers` rounds down, which shifts some crops by one pixel.
+    round half of an odd margin to the nearest even integer, as torchvision does. By default, the
+    library `transformers` rounds down, which shifts some crops by one pixel.
     """
     import transformers
     from torchvision.transforms.v2.functional import center_crop
@@ -171,7 +171,8 @@ def check(
     Returns:
         A dict for the manifest: the number of images, the error limit, and the relative error of
         each verifier. If the preprocessing was compared, the dict also holds the pixel differences.
-        For big_vision, the dict also holds the relative error if GELU is computed in its tanh form.
+        For big_vision, the dict also holds the relative error that results from GELU in its tanh
+        form.
 
     Raises:
         UserError: A relative error exceeds `LIMIT`, the file cannot be read, or the format's

@@ -172,10 +172,11 @@ def named_classes(context: EvalContext, shift: dict[str, Any], classes: Classes)
 def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open a test set whose class folders are named by integers.
 
-    Classes are matched by the integers, not by the order of the folders: names are sorted as
-    strings, so 10 comes before 2. The integers in folder names are labels of the training data, or
-    those of ImageNet-1k if the training classes are named by WordNet ids. If each folder has the
-    name of a training class, classes are matched by name instead.
+    Classes are matched by the integers in the folder names, not by the order of the folders.
+    Folders are sorted by name as strings, so 10 comes before 2. The integers in folder names are
+    labels of the training data, or those of ImageNet-1k if the training classes are named by
+    WordNet ids. If each folder has the name of a training class, classes are matched by name
+    instead.
 
     Raises:
         UserError: A folder name is not a label of the training data, or two names are the same
@@ -261,10 +262,11 @@ def imagenet_labels() -> dict[str, int]:
 def imagenet_numbering(classes: Classes) -> Numbering | None:
     """Return the translation of ImageNet-1k labels to class indices.
 
-    A data set of class folders numbers its own classes from 0, so classes with names are matched by
-    WordNet id or, if all names are integers, by integer. The labels of the training data are used
-    if its classes have no names, or if they are 1,000 classes whose other names are not in
-    alphabetical order, as those of folders are. Otherwise, return None.
+    A data set of class folders numbers its own classes from 0, which need not agree with the labels
+    of ImageNet-1k. Classes with names are therefore matched by WordNet id or, if all names are
+    integers, by integer. If the classes have no names, the labels of the training data are used.
+    The labels of the training data are also used for 1,000 classes with other names that are not
+    sorted. The names of class folders would be sorted. For any other classes, return None.
     """
     if not classes.names:
         return classes.numbering

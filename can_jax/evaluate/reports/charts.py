@@ -68,7 +68,7 @@ def as_svg(figure: Figure, tight: bool = True) -> bytes:
 def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
     """Plot accuracy against corruption severity, with one line for each named curve.
 
-    The legend is HTML above the chart, so that its text keeps its size on narrow screens.
+    The legend is HTML above the chart, because text in the chart shrinks on narrow screens.
     """
     colors = colors_of(list(curves))
     top = max(value for curve in curves.values() for value in curve.values())
@@ -102,8 +102,8 @@ def metric_chart(
 ) -> Html:
     """Plot a metric over training, with one line for each run.
 
-    A run with more than `PARTS` points is divided into `PARTS` groups of points. The line then
-    shows the mean of each group, and a band shows the minimum and maximum.
+    A run with more than `PARTS` points is divided into `PARTS` groups of points. The line of such a
+    run shows the mean of each group, and a band shows the minimum and maximum.
 
     Args:
         runs: The (x, value) points of each run, with ascending x. A run without points has no line.
@@ -179,7 +179,7 @@ def scatter(
     """Plot examples in 2D.
 
     Examples with the ten smallest labels have colors, and all other examples are gray. The legend
-    is HTML above the chart, so that its text keeps its size on narrow screens.
+    is HTML above the chart, because text in the chart shrinks on narrow screens.
 
     Args:
         points: The 2D coordinates of each example in the chart.

@@ -113,7 +113,8 @@ def map_chart(context: EvalContext, test: Split) -> Html:
 
 
 def newest_panel(workdir: epath.Path, step: int | None = None) -> bytes | None:
-    """Return the PNG bytes of a run's latest reconstruction figure, or None if it has none.
+    """Return the PNG bytes of a run's latest reconstruction figure, or None if the run has no such
+    figure.
 
     If ``step`` is given, figures of later steps are ignored.
     """

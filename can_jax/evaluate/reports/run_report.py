@@ -49,7 +49,8 @@ def headline(record: RunRecord, metric: str, kind: str) -> float | None:
         record: The run.
         metric: The name of the metric, such as ``images_per_second``.
         kind: ``last``, ``median``, or ``percent``, which is 100 times the median. Medians exclude
-            the first of several values, because it includes the startup of the input pipeline.
+            the first value if there are several, because it includes the startup of the input
+            pipeline.
     """
     values = [value for _, value in record.series.get(metric, ())]
     if not values:
