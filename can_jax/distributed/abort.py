@@ -52,7 +52,7 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
 def may_end_process() -> bool:
     """Return whether this process runs a command of `can_jax`, or is part of a multi-process job.
 
-    Another program, such as a notebook, must not be ended by a function that it calls.
+    A function of `can_jax` must not end another program that calls it, such as a notebook.
     """
     return preemption.handler.installed or bool(_handlers)
 

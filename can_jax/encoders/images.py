@@ -123,8 +123,8 @@ def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
 
 
 def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
-    """Return an error message about images of a wrong dtype or shape; if possible, it shows code
-    that corrects them.
+    """Return an error message about images of a wrong dtype or shape. If possible, the message
+    shows code that corrects the images.
 
     Args:
         array: The rejected images.
@@ -155,8 +155,8 @@ def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
 def _layout(
     shape: tuple[int, ...], channels: int, code: str
 ) -> tuple[list[str], str, tuple[int, ...]]:
-    """Return a list of hints about the shape of the images, a Python expression that corrects their
-    layout, and the corrected shape.
+    """Return a list of hints about the shape of the images. Also return a Python expression that
+    corrects their layout, and the corrected shape.
 
     Args:
         shape: The shape of the rejected images.

@@ -324,8 +324,8 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _glob_remote(pattern: str) -> list[str]:
-    """Return the remote objects that match a pattern, from one listing of the folder before the
-    first wildcard."""
+    """Return the remote objects that match a pattern. The folder before the first wildcard is
+    listed once."""
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if i > 2 and WILD.search(part))
     root = "/".join(parts[:first])

@@ -25,8 +25,8 @@ Entry = tuple[str, int, str]  # the URL, the size in bytes and the version of a 
 
 
 def headers() -> tuple[tuple[str, str], ...]:
-    """Return the HTTP headers of requests to the Hub, with the token in the environment variable
-    `HF_TOKEN` if this variable is set."""
+    """Return the HTTP headers of requests to the Hub. They contain the token in the environment
+    variable `HF_TOKEN` if this variable is set."""
     token = os.environ.get("HF_TOKEN")
     return (("Authorization", f"Bearer {token}"),) if token else ()
 
@@ -125,8 +125,8 @@ def _get(page: str, url: str) -> Any:
 
 @functools.cache
 def _client(hub: str) -> Any:
-    """Return an HTTP client for a Hub, which uses the proxy in the environment variables if one is
-    set."""
+    """Return an HTTP client for a Hub. The client uses the proxy in the environment variables if
+    one is set."""
     try:
         import urllib3
     except ModuleNotFoundError as error:

@@ -51,7 +51,7 @@ def patiently(call: Callable[[], Result]) -> Result:
 
     Raises:
         UserError: The limit of open files is still reached after all retries.
-        Exception: The call raised this exception, which is not transient or persists after all
+        Exception: The call raised an exception that is not transient, or that persists after all
             retries.
     """
     for wait in (*WAITS, None):

@@ -275,8 +275,8 @@ def _place(url: str) -> Place:
 
 @functools.cache
 def _store(scheme: str, bucket: str, emulator: str | None) -> Any:
-    """Return the `obstore` client of a bucket or web server; buckets take their credentials from
-    the environment."""
+    """Return the `obstore` client of a bucket or web server. The client of a bucket takes its
+    credentials from the environment."""
     if scheme not in (*BUCKETS, *WEB, "memory"):
         raise UserError(
             f"{scheme}:// cannot be read; supported are {', '.join(f'{s}://' for s in SUPPORTED)}. "

@@ -210,8 +210,8 @@ def judged(part: Part, present: Int[np.ndarray, " present"], classes: int) -> Ju
 
     Args:
         part: The examples.
-        present: The indices of the classes that occur in the test set, to which predictions are
-            restricted.
+        present: The indices of the classes that occur in the test set. Predictions are restricted
+            to these classes.
         classes: The number of classes that the classifier predicts.
     """
     among = np.zeros(classes, bool)

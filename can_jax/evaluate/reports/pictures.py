@@ -47,7 +47,7 @@ def neighbor_grid(context: EvalContext, bank: Split, test: Split) -> bytes:
     Args:
         context: The evaluation context: configuration, model and data.
         bank: The split in which neighbors are searched.
-        test: The split of the test images; up to `QUERIES` evenly spaced ones are shown.
+        test: The split of the test images; up to `QUERIES` evenly spaced images are shown.
     """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
     searches_itself = bank is test

@@ -25,7 +25,7 @@ def unit_of(metric: str) -> str:
 
 
 def shown_interval(results: dict[str, Any], metric: str) -> str:
-    """Return the bootstrap interval of a metric as text, or an empty string without one."""
+    """Return the bootstrap interval of a metric as text, or an empty string if it has none."""
     low, high = results.get("intervals", {}).get(metric, (None, None))
     return "" if low is None else f"{low:.2f} to {high:.2f}"
 
