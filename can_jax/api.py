@@ -27,7 +27,7 @@ def load(
     step: "SupportsIndex | None" = None,
     batch_size: "SupportsIndex" = 256,
 ) -> "Encoder":
-    """Load a pretrained encoder onto this process's devices; call it with images to get features.
+    """Load a pretrained encoder, which maps images to features, onto this process's devices.
 
         encoder = can_jax.load("runs/vit_l")
         images = [encoder.preprocess(path) for path in ("a.jpg", "b.jpg")]

@@ -54,8 +54,8 @@ class Files(Protocol):
     def lock(self) -> bool:
         """Take the kernel's file lock; return False if another process holds it.
 
-        On a file system without file locks, return True; then only the lease records determine the
-        holder.
+        On a file system without file locks, return True. The lease records alone then determine
+        the holder.
         """
         ...
 

@@ -111,7 +111,7 @@ class Lease:
         Raises:
             LostLock: Another process holds the lease, the lease was released, or its files were
                 removed.
-            OSError: The storage failed until shortly before another host could take over the lease.
+            OSError: The storage failed for so long that another host can soon take over the lease.
         """
         begin = self._clock.now()
         while True:

@@ -1,10 +1,10 @@
 """`python -m can_jax.selfcheck [--reference=FILE.npz] [--weights=FILE] [--x64] [--json]`
 
-Verifies this installation against a file of reference vectors. The command loads the weights and
-inputs in the file, computes outputs, losses and gradients from them, and compares these results
-with the values in the file. By default, the command uses a small file in the package, whose values
-an independent NumPy implementation computed. `--weights` loads the weights from another file, in
-any supported layout, to verify that this file is read correctly.
+Verifies this installation with a file of reference vectors, which holds weights, inputs and
+expected values. The command computes outputs, losses and gradients from the weights and inputs, and
+compares these results with the expected values. By default, the command uses a small file in the
+package, whose values an independent NumPy implementation computed. `--weights` loads the weights
+from another file, in any supported layout, to verify that this file is read correctly.
 """
 
 import json

@@ -104,12 +104,12 @@ def find_val(root: Path, partial: bool = False) -> list[Image]:
 def _with_devkit_labels(
     devkit: Path, images_path: Path, images: list[Image], partial: bool
 ) -> list[Image]:
-    """Return copies of the images, which must be sorted by name, with class names from the devkit.
+    """Return copies of the images, with class names from the development kit.
 
     Args:
         devkit: The path of the development kit.
         images_path: The path of the tar or folder that contains the images.
-        images: The images.
+        images: The images, sorted by name.
         partial: Whether the numbers of images and of labels may differ; see `find_val`.
 
     Raises:

@@ -6,8 +6,8 @@ values outside the range are clipped.
 
 Without a range, the upper byte of each 16-bit value is used, provided that the image has a value of
 2**15 or more. Without a range, images of more than 8 bits count as undecodable if they are not
-16-bit images, or if all values are below 2**15. Reduced to upper bytes, 12-bit scans that are
-stored in 16 bits would become too dark, and larger integers would wrap around.
+16-bit images, or if all values are below 2**15. Their upper bytes alone would make 12-bit scans
+that are stored in 16 bits too dark. Integers of more than 16 bits would wrap around.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
