@@ -85,7 +85,7 @@ def box_of(
 def crop(
     image: UInt8[Array, "height width channels"], box: Box, size: tuple[int, int]
 ) -> UInt8[Array, "rows columns channels"]:
-    """Cut a box from an image and resize it bilinearly with half-pixel centers.
+    """Cut a box from an image, and resize the box bilinearly with half-pixel centers.
 
     The interpolation is a matrix product along each axis, so that `jax.vmap` can batch boxes of
     different sizes.

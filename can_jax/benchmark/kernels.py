@@ -140,7 +140,8 @@ def measure_kernels(
 def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
     """Return a function that computes the output and the vector-Jacobian product of an operation.
 
-    The elements of the vector differ, because the gradient of LayerNorm is zero if they are equal.
+    The elements of the vector differ, because a vector of equal elements would give LayerNorm a
+    zero gradient.
     """
 
     def both(*inputs: jax.Array) -> tuple[jax.Array, Inputs]:

@@ -127,7 +127,7 @@ def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) ->
         dump: The file to write the text of the compiled program to; None for no file.
 
     Raises:
-        UserError: The topology is invalid, a flag has no effect on these devices, or the train step
+        UserError: The topology is invalid, a flag has no effect on its devices, or the train step
             does not fit into memory.
     """
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)

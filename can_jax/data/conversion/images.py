@@ -141,8 +141,8 @@ def _labeled(images: list[Image], labels: list[str]) -> list[Image]:
 
 
 def _names_of_images(folder: Path) -> list[str]:
-    """Return the sorted paths of the images below a folder, relative to it; an empty list if the
-    folder does not exist. A warning names the files that are not images."""
+    """Return the sorted paths of the images below a folder, relative to the folder; an empty list
+    if the folder does not exist. A warning names the files that are not images."""
     names, others = find_images(str(folder)) if folder.is_dir() else ([], [])
     log_not_images(str(folder), others)
     return names
