@@ -74,8 +74,8 @@ def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
     """Return a weighted sum of an image, its luminance and its mean luminance, clipped to [0, 1].
 
     Depending on ``parts``, the sum changes the brightness, the contrast or the saturation. Color
-    jitter can apply the three operations in any order, by permuting the ``parts`` of the
-    operations.
+    jitter can change brightness, contrast and saturation in any order, by permuting the ``parts``
+    of these changes.
 
     Args:
         image: An image (channels, height, width) with values in [0, 1].

@@ -171,7 +171,7 @@ def counted_flops(config: ConfigDict) -> float:
 
 
 def check_baseline(config: ConfigDict) -> None:
-    """Check that PyTorch is installed, and that its baseline supports a configuration.
+    """Check that PyTorch is installed, and that the PyTorch baseline supports a configuration.
 
     Raises:
         UserError: PyTorch is not installed, or a setting has no counterpart in the baseline.

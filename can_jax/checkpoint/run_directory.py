@@ -64,8 +64,8 @@ def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
 def first_config(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the configuration of a run's first start, or None if there is no history.
 
-    If a run has started from step 0 several times, the last of these starts counts as the first
-    start, because the previous starts left no checkpoint.
+    If a run has started from step 0 several times, the last of these starts counts, because the
+    previous starts left no checkpoint.
     """
     first = current = None
     for start in read_starts(workdir):

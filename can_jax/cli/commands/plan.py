@@ -12,9 +12,9 @@ by `pip install 'jax[cuda13]'`, and needs no GPU. Without the GPU compiler, the 
 CPU devices, and the plan is less accurate.
 
 For TPUs, the time of a step is the sum of the compiler's estimates for the step's instructions.
-For instructions that the compiler gives no estimate for, and for all kernels on GPUs, the longer of
-the times for memory traffic and for FLOPs is used. The command also prints the estimated time of
-each part of the step. `--top=20` lists the 20 most expensive instructions with their source lines.
+Instructions without a compiler estimate, and all kernels on GPUs, take the longer of the times for
+memory traffic and for FLOPs. The command also prints the estimated time of each part of the step.
+`--top=20` lists the 20 most expensive instructions with their source lines.
 `--dump_hlo=FILE` writes the text of the compiled program to FILE.
 
 With an evaluation protocol that trains a classifier, the command plans the train step of the
