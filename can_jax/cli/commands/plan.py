@@ -2,8 +2,8 @@
 
 Compiles the train step of a recipe for devices that are not attached. The command prints whether
 the train step fits into device memory. The command also prints the collective operations of the
-step, and the estimated times of the step and the run. If the step does not
-fit, the command searches for settings that fit, and the exit code is 1.
+step, and the estimated times of the step and the run. If the step does not fit, the command
+searches for settings that fit, and the exit code is 1.
 
 Examples of TPU slices are `v5e:16x16`, `v4:4x4x4`, `v5p:4x4x4` and `v6e:16x16`. The TPU compiler is
 installed by `pip install 'jax[tpu]'`, and needs no TPU. GPUs are given as the number per host and
@@ -14,8 +14,8 @@ CPU devices, and the plan is less accurate.
 For TPUs, the time of a step is the sum of the compiler's estimates for the step's instructions.
 Instructions without a compiler estimate, and all kernels on GPUs, take the longer of the times for
 memory traffic and for FLOPs. The command also prints the estimated time of each part of the step.
-`--top=20` lists the 20 most expensive instructions with their source lines.
-`--dump_hlo=FILE` writes the text of the compiled program to FILE.
+`--top=20` lists the 20 most expensive instructions with their source lines. `--dump_hlo=FILE`
+writes the text of the compiled program to FILE.
 
 With an evaluation protocol that trains a classifier, the command plans the train step of the
 classifier: `--config=finetune_imagenet_l --encoder=vit_l --classes=1000`. The encoder is that of a
