@@ -113,8 +113,8 @@ class Search:
     Args:
         config: The resolved configuration.
         topology: The devices to compile for.
-        mfu: The model FLOPs utilization, above 0 and at most 1, to assume if no times are
-            estimated.
+        mfu: The model FLOPs utilization (MFU) to assume for plans without an estimated time; above
+            0 and at most 1.
         first: The plan of the unchanged configuration.
         work: The kind of train step, by default that of pretraining.
     """
@@ -138,7 +138,8 @@ class Search:
         """Compile choices one after another.
 
         The search ends after ``tries`` choices. If no choice is predicted to fit, the search
-        compiles the one with the smallest predicted memory, and ends if that choice does not fit.
+        compiles the one with the smallest predicted memory. If that choice does not fit either, the
+        search ends.
 
         Args:
             tries: The maximum number of choices to compile.
@@ -198,8 +199,8 @@ class Search:
 
     @property
     def _slowness(self) -> float:
-        """The estimated compute time of the last choice, divided by its compute time at the assumed
-        MFU; 1 without an estimate."""
+        """The estimated compute time of the last compiled choice, divided by its compute time at
+        the assumed MFU; 1 without an estimate."""
         last = self.attempts[-1]
         if last.plan.estimate is None:
             return 1.0

@@ -1,7 +1,7 @@
 """Topologies of devices that are not attached.
 
-The TPU compiler provides the devices of TPU slices, and the GPU compiler those of GPUs. If the GPU
-compiler is not available, the step is compiled for CPU devices instead of GPUs.
+The TPU compiler describes the devices of TPU slices, and the GPU compiler describes GPUs. If the
+GPU compiler is not available, the step is compiled for CPU devices instead of GPUs.
 """
 
 import contextlib
@@ -76,7 +76,8 @@ class Topology:
         """Return the bandwidth in bytes/s of each device in a collective operation.
 
         On a TPU torus, a collective uses the smallest number of axes that connect its devices. A
-        collective across slices, or across hosts of GPUs, is limited by the slower network.
+        collective across TPU slices, or across hosts with GPUs, is limited by the network between
+        them.
 
         Args:
             devices: The number of devices in the group that communicates.
@@ -138,8 +139,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
             by ``slices``.
 
     Raises:
-        UserError: The name is invalid, the TPU compiler is not installed or refuses the topology,
-            or JAX is already initialized with a different number of CPU devices than needed.
+        UserError: The name is invalid, or JAX is already initialized with another number of CPU
+            devices than needed. The TPU compiler is not installed, or refuses the topology.
     """
     parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:

@@ -45,8 +45,8 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
 
     Args:
         config: The configuration of the network that the file describes.
-        file: The arrays of the file. The rows of an array hold the first view of each image, then
-            the second view of each, and so on.
+        file: The arrays of the file. In the file, the rows of an array hold the first view of each
+            image, then the second view of each, and so on.
         order: The indices of the file's rows, ordered so that the views of an image are
             consecutive.
     """
@@ -124,16 +124,17 @@ def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     """Return the relative error of each quantity.
 
     A relative error is the largest absolute difference, divided by the largest absolute reference
-    value. For a gradient, the divisor is at least 1e-6 times the largest absolute entry of all
-    gradients. If the divisor is 0, the difference is not divided. Gradients are compared array by
-    array, and only the largest error of each block or module is returned.
+    value. The difference of a gradient is divided by at least 1e-6 times the largest absolute entry
+    of all gradients. If the divisor is 0, the difference is not divided. Gradients are compared
+    array by array, and only the largest error of each block or module is returned.
 
     Args:
         computed: The quantities that this installation computed, by name.
         expected: The reference quantities in the file, by name.
 
     Raises:
-        UserError: A quantity of the file is unknown, or its shape differs from the computed one.
+        UserError: A quantity in the file is unknown, or has another shape than the computed
+            quantity.
     """
     missing = sorted(set(expected) - set(computed))
     if missing:

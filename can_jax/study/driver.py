@@ -102,7 +102,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
 
 
 def _work_of(config: Mapping[str, Any], flops_per_image: int) -> tuple[str, float]:
-    """Return the key that sets the length of a run, and an amount proportional to its time."""
+    """Return the key that sets a run's length, and a number proportional to its training time."""
     key = next(key for key in TOTAL if config.get(key) is not None)
     if key == "total_minutes":
         return key, float(config[key])
@@ -111,10 +111,11 @@ def _work_of(config: Mapping[str, Any], flops_per_image: int) -> tuple[str, floa
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
-    """Return the next learning rate to try: half the best rate if it is the smallest, twice the
-    best rate if it is the largest, else None.
+    """Return the next learning rate to try, or None.
 
-    Also return None for a single learning rate, and while any learning rate has no accuracy.
+    The next rate is half the smallest rate if the smallest is the best, and twice the largest rate
+    if the largest is the best. Return None otherwise. Also return None for a single learning rate,
+    and while any learning rate has no accuracy.
     """
     best = _best(accuracies)
     if best is None or len(accuracies) < 2:
@@ -149,9 +150,9 @@ class Driver:
     def name_of(self, run: Run) -> str | None:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
-        The file name contains a hash of the settings. Results of older versions of the package have
-        different hashes, since these versions had fewer settings. Such results are found by their
-        stored settings.
+        The file name contains a hash of the settings. For the same run, an older version of the
+        package computed another hash, since it had fewer settings. Results of older versions are
+        found by their stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -161,8 +162,8 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run, or None without a result. The added key ``file`` holds
-        the name of the result file without suffix."""
+        """Return the stored result of a run, or None without a result. The returned dict also has
+        the key ``file``, the name of the result file without suffix."""
         name = self.name_of(run)
         if name is None:
             return None
@@ -180,11 +181,11 @@ class Driver:
                 time.sleep(WAIT_SECONDS)  # Other processes are training all of them.
 
     def missing(self) -> Iterator[Run]:
-        """Yield the runs that can be trained now, without those that have a result.
+        """Yield the runs that have no result and can be trained now.
 
         A tuned arm first has one run per learning rate, with seed 0. An arm that is not tuned
-        inherits its rate, and its runs start after that rate is selected. Once its rate is
-        selected, an arm has one run per seed.
+        inherits a learning rate. The runs of this arm start after the inherited rate is selected.
+        Once its rate is selected, an arm has one run per seed.
         """
         for arm in self.plan.arms.values():
             runs: list[Run] = []
@@ -228,20 +229,21 @@ class Driver:
         """Return the run of an arm at its best learning rate with seed 0.
 
         The best rate has the highest accuracy on held-out training examples. Return None while any
-        learning rate has no result. The only learning rate of a study is used even if it has no
-        result.
+        learning rate has no result. If a study has only one learning rate, that rate is used even
+        before it has a result.
         """
         rates = self.plan.learning_rates
         best = rates[0] if len(rates) == 1 else _best(self.tried(arm))
         return None if best is None else self.plan.run(arm, best, seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
-        """Return the held-out accuracies that select an arm's learning rate, in percent, by rate.
+        """Return the held-out accuracies in percent, by rate, from which an arm's rate is selected.
 
         The held-out examples are training examples. An arm that is not tuned has the accuracies of
         the arm whose rate it inherits. The accuracy is None for a rate without a result. If the
-        best of several rates is the largest, twice that rate is added; if it is the smallest, half
-        that rate. More rates are added until the best one is neither the largest nor the smallest.
+        best of several rates is the largest, twice that rate is also tried; if it is the smallest,
+        half that rate is also tried. More rates are added until the best one is neither the largest
+        nor the smallest.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -268,8 +270,8 @@ class Driver:
     def progress(self) -> Iterator[str]:
         """Yield a line of progress per arm, and a line with the remaining runs and their time.
 
-        The line of an arm has the number of completed runs. While its best rate is unknown,
-        the line has the number of learning rates with a result instead.
+        The line of an arm has the number of completed runs. While the best rate of an arm is
+        unknown, its line has the number of learning rates with a result.
         """
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
@@ -287,7 +289,7 @@ class Driver:
         """Return a line with the number of missing runs, and an estimate of their training time.
 
         The estimate assumes the median speed of the stored results, in FLOP/s. The time is omitted
-        if a missing run states its length by a key that no stored result uses.
+        if the length of a missing run is set by a key that no stored result uses.
         """
         missing = list(self.missing())
         paces: dict[str, list[float]] = {}

@@ -34,8 +34,8 @@ class Arm:
         group: The group under which the report lists the arm.
         changes: The changes to the study's recipe, by dotted key. A learning rate in ``changes``
             replaces the inherited learning rate.
-        like: The name of an arm that precedes this arm in the study and whose changes it inherits,
-            or None. An arm that is not tuned also inherits the learning rate.
+        like: The name of the arm whose changes this arm inherits, or None. The named arm must
+            precede this arm in the study. An arm that is not tuned also inherits the learning rate.
         tuned: Whether to select the learning rate by trial instead of inheriting it. All rates of
             the study are tried with seed 0. If the study has one rate, it is used without a trial.
         seeds: The number of runs at the selected learning rate, with the seeds 0, 1 and so on.
@@ -84,10 +84,9 @@ class Plan:
         study: The configuration of a study, such as those in `configs/study`.
 
     Raises:
-        UserError: An arm is invalid or refers to an arm that does not precede it, the reference is
-            not an arm, or the recipe has no kNN probe. An evaluation protocol without metrics to
-            compare, or without an accuracy to select one of several learning rates, is also
-            rejected.
+        UserError: An arm is invalid, the reference is not an arm, or the recipe has no kNN probe.
+            An arm whose ``like`` names no preceding arm is invalid. The evaluation protocol has no
+            metrics to compare, or no accuracy by which to select one of several learning rates.
     """
 
     def __init__(self, study: ConfigDict):
@@ -175,8 +174,8 @@ class Plan:
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
     """Return True if a stored result was computed with the settings of a run and an evaluation.
 
-    Settings that do not affect the result are ignored. Keys that the result of an older package
-    version lacks get the values that reproduce that version.
+    Settings that do not affect the result are ignored. Keys that are missing in the result of an
+    older package version get the values that reproduce the behavior of that version.
     """
     given, measured = result.get("config"), result.get("evaluation")
     if given is None or measured is None:

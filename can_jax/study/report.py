@@ -88,8 +88,11 @@ class Report:
         return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
     def _method_results(self) -> dict[str, list[Result]]:
-        """Return the results by arm name, without arms that have no results and without trained
-        variants of the reference arm."""
+        """Return the results of the compared methods by arm name.
+
+        Two kinds of arms are omitted: arms without results, and trained variants of the reference
+        arm.
+        """
         choices = self._singles()
         arms = [arm for arm in self._plan.arms.values() if arm not in choices]
         return {arm.name: self._results[arm.name] for arm in arms if self._results[arm.name]}

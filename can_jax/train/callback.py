@@ -1,7 +1,7 @@
 """Callbacks, which a run calls at its start, at intervals, after a rollback and at its end.
 
-A user's module registers its callbacks in `CALLBACKS`. Every pretraining or fine-tuning run in the
-same process then calls the registered callbacks.
+A user's module registers its callbacks in `CALLBACKS`. Once callbacks are registered, every
+pretraining or fine-tuning run of the same process calls them.
 """
 
 import dataclasses

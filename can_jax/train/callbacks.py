@@ -99,7 +99,7 @@ class Log(Callback):
         self.report.advance(step)
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line if none was printed within `EARLY_SECONDS` of the first step.
+        """Print a status line if none was printed in the `EARLY_SECONDS` after the first step.
 
         The training loop calls `early` after every step whose metrics it does not log. No metrics
         are written.
@@ -231,7 +231,7 @@ class PretrainCallbacks(Log):
 
     def _bound(self) -> None:
         """Log the fraction of the noise that the optimal linear denoiser of a patch removes, if
-        enabled."""
+        ``noise.linear_bound`` is set."""
         config = self._step.config
         if config.noise.linear_bound and "noise" in reads(config.objective.to_dict()):
             variances = np.linalg.eigvalsh(self._moments().covariance)

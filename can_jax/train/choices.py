@@ -67,12 +67,13 @@ def choose(
     found: Survey | None,
     stored: bool = False,
 ) -> list[Choice]:
-    """Set the settings that depend on devices, data and time limit; return the choices to print.
+    """Choose settings for the devices, data and time limit, and return the choices to print.
 
     Args:
         config: The configuration of a recipe or a run directory; changed in place.
-        given: The dotted keys that the command line sets, which are not changed. If a key gives a
-            duration in one unit, the keys for its other units are not changed either.
+        given: The dotted keys that the command line sets, which are not changed. If one of these
+            keys sets a duration, the keys for the same duration in other units are not changed
+            either.
         devices: The number, kind and memory of the devices.
         found: The result of the survey of the data; None to leave the data settings unchanged.
         stored: Whether ``config`` comes from a run directory, so that only `DEVICE_KEYS` may

@@ -44,10 +44,11 @@ def initial_weights(
         mesh: The device mesh on which the parameters are sharded.
         variant: The options of this run's encoder, such as its GELU approximation.
         statistics: The batch statistics of the network. If ``statistics`` holds a fixed whitening
-            map, the loaded patch embedding is converted to take whitened patches; its tokens remain
-            those of the source.
-        normalization: The ``mean`` and ``std`` by which this run normalizes images. If None, the
-            notes state the normalization of the weights, but do not compare it to that of this run.
+            map, the loaded patch embedding is converted to take whitened patches. The conversion
+            does not change the tokens that the patch embedding computes.
+        normalization: The ``mean`` and ``std`` by which this run normalizes images. If
+            ``normalization`` is None, the notes state the normalization of the weights without a
+            comparison.
 
     Returns:
         The updated parameters, and lines to print about loaded, missing and unused arrays.
@@ -151,7 +152,7 @@ def _of_weights(
 
 
 def _differences(stated: Stated, variant: Variant, normalization: Facts | None) -> list[str]:
-    """Return notes on differences between the weights and this run that the arrays do not show.
+    """Compare the weights with this run in facts that no array shows; return notes on differences.
 
     Args:
         stated: The known facts about the weights, such as ``gelu``, ``options``, ``mean`` and
