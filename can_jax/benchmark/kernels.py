@@ -111,8 +111,8 @@ def measure_kernels(
         repeats: The number of executions per measurement.
 
     Yields:
-        The name of the operation and the label of the shape, such as ``attention, encoder``, and a
-            dict of results for each implementation. ``milliseconds`` is the median time of an
+        A text that names the operation and the shape, such as ``attention, encoder``; and a dict of
+            results for each implementation. ``milliseconds`` is the median time of an
             execution. ``error`` is the largest deviation of the output or a gradient from a float32
             reference, relative to the largest absolute value of that reference. If the device does
             not support an implementation, its dict holds only ``unsupported``, the error message.
