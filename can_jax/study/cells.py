@@ -41,4 +41,5 @@ CELLS: dict[str, dict[str, Any]] = {
     "can_mended_sigma_022_whitened": MENDED | WHITENED | {"noise.sigma_max": 0.22},
     "can_mended_sigma_1_whitened": MENDED | WHITENED | {"noise.sigma_max": 1.0},
     "can_mended_sigma_1": MENDED | {"noise.sigma_max": 1.0},
+    "can_mended_sigma_03": MENDED | {"noise.sigma_max": 0.3},
 }

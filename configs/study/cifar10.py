@@ -27,8 +27,8 @@ OBJECTIVES = (
     "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec", "densecl",
     "latents", "can_latents",
 )  # fmt: skip
-SIGMAS = ("can_mended_sigma_022_whitened", "can_mended_sigma_1_whitened", "can_mended_sigma_1")
-NOISE = ("can_literal", "can_without_noise_whitened", *SIGMAS)
+SIGMAS = ("sigma_022_whitened", "sigma_1_whitened", "sigma_1", "sigma_03")
+NOISE = ("can_literal", "can_without_noise_whitened", *(f"can_mended_{sigma}" for sigma in SIGMAS))
 VARIANTS: dict[str, dict[str, dict]] = {
     "noise": {name: CELLS[name] for name in NOISE},
     "KoLeo": {"can_koleo_without_noise_whitened": KOLEO | CELLS["can_without_noise_whitened"]},
