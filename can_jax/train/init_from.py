@@ -216,7 +216,7 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
         weights: The weights and their options, as returned by `read_weights`.
         parameters: The parameters of this run, to which the weights are compared.
         notes: A list of notes to print. If the weights have no position embedding to compare, a
-            note is appended.
+            note is appended to ``notes``.
 
     Raises:
         UserError: The encoder of the weights differs from that of this run.

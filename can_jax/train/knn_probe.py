@@ -37,7 +37,7 @@ class KnnProbe:
     Args:
         config: The resolved configuration.
         step: The train step, whose method `features` computes the features.
-        bank: The source of the training images, from which the bank is drawn.
+        bank: The data source from which the training images of the bank are drawn.
         mesh: The device mesh on which features are computed.
 
     Raises:

@@ -57,7 +57,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Return the progress stored in a checkpoint by this or an older version of the program."""
+        """Return the progress stored in a checkpoint by this or an older version of the package."""
         names = {field.name for field in dataclasses.fields(cls)}
         # Runs that did not store the version of their order have version 1.
         restored = {"order_version": 1} | values
@@ -144,8 +144,8 @@ class Loop:
 
         Returns:
             The last completed step and its state. The checkpoint of the last completed step is
-            saved or being saved. After a stop signal, ``stopped`` is True, and the last completed
-            step is usually below ``total``.
+            saved or being saved. After a stop signal, the attribute ``stopped`` is True, and the
+            last completed step is usually below ``total``.
 
         Raises:
             UserError: Training diverged, replicated arrays differ between devices, checkpoints
@@ -227,8 +227,8 @@ class Loop:
     def _minutes_passed(self, step: int) -> bool:
         """Return whether a time-based checkpoint is due. Collective: every process must call this.
 
-        The clock of process 0 determines the result. With several processes, the result can be True
-        only at log steps, since the processes wait for one another to agree.
+        The clock of process 0 determines the result. With several processes, the result is False
+        between log steps. Otherwise, the processes would wait for one another at every step.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes
@@ -323,8 +323,8 @@ class Loop:
     def _stop_broken(self, step: int, state: TrainState, batch: Batch) -> None:
         """Write the dump of a failed step, and raise `UserError` to end the run.
 
-        The dump holds the latest step, since the batches of the earlier failed steps are no longer
-        in memory. Collective: every process must call this.
+        The dump holds only the latest failed step, since the batches of earlier failed steps are no
+        longer in memory. Collective: every process must call this.
         """
         self.lock.check_together()
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config

@@ -313,7 +313,7 @@ def total_loss(
 
     Returns:
         The total loss, and a dict of metrics. The dict holds the unweighted loss ``loss/NAME`` of
-        each objective, ``loss/total``, and the metrics that the objectives return.
+        each active objective, ``loss/total``, and the metrics that these objectives return.
     """
     metrics: Metrics = {}
     total = jnp.zeros(())

@@ -1,8 +1,8 @@
 """Gradient accumulation over microbatches.
 
 A row is one view of an image. Losses that are means over rows can be averaged over microbatches. A
-contrastive loss cannot be averaged, since it compares all rows of the batch. BatchNorm in the
-contrastive projector also normalizes over all rows.
+contrastive loss cannot be averaged over microbatches, since it compares all rows of the batch.
+BatchNorm in the contrastive projector also normalizes over all rows.
 
 With `accumulation.negatives='batch'`, a contrastive loss is computed as in GradCache (arXiv
 2101.06983). First, the embeddings of all microbatches are computed without gradients. Second, the

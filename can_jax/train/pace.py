@@ -70,8 +70,8 @@ def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
 
     Args:
         workdir: The run directory.
-        seconds: The time limit of this start in seconds. If the limit differs from the stored one,
-            the run continues, so the result is None.
+        seconds: The time limit of this start in seconds. If the stored time limit differs from
+            ``seconds``, the result is None, since the run continues.
 
     Raises:
         UserError: The file ``time_used.json`` cannot be read.

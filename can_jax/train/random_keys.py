@@ -13,9 +13,9 @@ def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
 
 
 def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
-    """Derive a random key for each row from seed, step, view index and the image's position in the
-    data order.
+    """Derive a random key for each view of each image in a batch.
 
+    A key depends on the seed, the step, the view index and the image's position in the data order.
     The random keys are the same on every mesh and after a resume.
     """
     views = batch.views.shape[1]

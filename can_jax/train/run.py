@@ -247,7 +247,7 @@ def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tu
 
 
 def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
-    """Wait until the train step is lowered, compile it, and print the total seconds."""
+    """Wait until the train step is lowered, compile it, and print the elapsed seconds."""
     started = time.perf_counter()
     compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

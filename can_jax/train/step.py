@@ -266,12 +266,12 @@ def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Ste
 
     Args:
         config: The resolved configuration.
-        schedule: A function from the step number to the learning rate. The default, a constant 0,
-            suffices to compile or time a step, or to restore a state.
+        schedule: A function from the step number to the learning rate. The default schedule, a
+            constant 0, suffices to compile or time a step, or to restore a state.
 
     Raises:
         UserError: A pattern in ``config.optimizer`` matches no parameter, all parameters are
-            frozen, or the train step cannot use the optimizer.
+            frozen, or `check_updates` rejects the optimizer.
     """
     check_updates(config.optimizer)
     network = abstract_network(config)

@@ -39,7 +39,7 @@ class Training(Protocol):
         ...
 
     def identity(self) -> Identity | None:
-        """Return the run's identity, which a resume must not change; None disables this check."""
+        """Return the identity of the run, which a resume must not change; None for pretraining."""
         ...
 
     @property

@@ -1,8 +1,9 @@
 """Readers and writers of npz and npy files. The readers are safe for untrusted files.
 
 The package reads all npz and npy files with this module, which loads no pickled objects. A
-compressed file of a few megabytes can expand to gigabytes. `read_npz` therefore first checks the
-expanded size stated in the file against the file's size and the machine's memory; see `Budget`.
+compressed file of a few megabytes can expand to gigabytes. Before it expands a file, `read_npz`
+compares the expanded size that the file states with a limit. The limit depends on the file's size
+and the machine's memory; see `Budget`.
 """
 
 import io
@@ -69,7 +70,8 @@ def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
     The archive's directory states the size of each member; `zipfile` reads no more than that size.
 
     Raises:
-        UserError: The total exceeds the budget, or a member is neither stored nor deflated.
+        UserError: The total exceeds the budget, or a member is compressed by a method other than
+            deflate.
     """
     for member in archive.infolist():
         if member.compress_type not in METHODS:

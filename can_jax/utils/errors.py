@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def listed(names: Sequence[str], one: str, several: str) -> str:
-    """Join names, and append the form of a verb for their number, as in ``a and b are``.
+    """Join names, and append a verb in the singular or plural, as in ``a and b are``.
 
     Args:
         names: At least one name.
