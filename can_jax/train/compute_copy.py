@@ -68,7 +68,7 @@ def stored_gradients(config: ConfigDict, gradients: Tree, parameters: Tree) -> T
 def compute_types(model: nnx.Module) -> dict[str, Any]:
     """Return the compute dtype of each linear layer, by the paths of its parameters.
 
-    The result omits other layers, such as LayerNorm, whose parameters are not cast.
+    The result omits layers that are not linear, such as LayerNorm, whose parameters are not cast.
     """
     return {
         "/".join(map(str, (*path, name))): module.dtype

@@ -51,7 +51,8 @@ def nearest(
         name: The name that the user gave, such as ``lr`` or ``config.optimizer.lr``.
         options: The names of the valid options.
         prefix: A prefix of options, such as ``config.``, which the name can omit.
-        others: The names of blocks whose options come last, unless ``name`` begins with that block.
+        others: The names of blocks whose options come last, except for the block with which
+            ``name`` begins.
     """
     name = name.replace("-", "_").lower().removeprefix(prefix)
     keys = {option.removeprefix(prefix): option for option in options}

@@ -1,5 +1,5 @@
-"""Suppression of errors that background threads log after a failed save, and a temporary handler
-that keeps absl from adding its own to the root logger.
+"""Suppression of errors that background threads log after a failed save, and a temporary handler of
+the root logger.
 
 `Checkpointer` already reports a failed save.
 """

@@ -128,7 +128,7 @@ def user_modules() -> list[str]:
 
 
 def _importing_file() -> str:
-    """Return the file of the module that is being imported, or its name if it has no file."""
+    """Return the file of the module being imported, or the name of a module that has no file."""
     frame = sys._getframe(1)
     while frame.f_code.co_name != "<module>" and frame.f_back:
         frame = frame.f_back

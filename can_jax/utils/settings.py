@@ -1,7 +1,7 @@
 """Declarations of configuration keys: default, allowed values, meaning and unit.
 
 A table of keys is a nested dict of `Key` objects. `configuration` builds a `ConfigDict` of the
-defaults, and `check_table` checks a configuration against the table.
+defaults in a table, and `check_table` checks a configuration against a table.
 """
 
 import dataclasses

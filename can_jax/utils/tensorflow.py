@@ -86,7 +86,7 @@ def _load_triton() -> None:
 
 @contextlib.contextmanager
 def _import_settings() -> Iterator[None]:
-    """Set environment variables that TensorFlow reads during its import; restore them at the end.
+    """Set environment variables that TensorFlow reads during its import; restore them afterwards.
 
     If the legacy Keras is selected but not installed, TensorFlow does not import Keras. Importing
     Keras would take most of the import time. `tf.keras` is available after the context ends. Child

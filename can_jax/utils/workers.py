@@ -112,7 +112,7 @@ THIS_PROCESS = Workers()
 
 
 def _reach(address: str) -> None:
-    """Check that the head of a cluster accepts connections, if the address names host and port.
+    """Check that the head node of a cluster accepts connections, if the address has host and port.
 
     Ray itself would retry an unreachable address for minutes.
 

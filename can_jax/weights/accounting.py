@@ -1,4 +1,5 @@
-"""Checks that an encoder uses all arrays of a weight file, and that fixed positions are correct."""
+"""Checks that an encoder uses all arrays of a weight file, and that fixed position embeddings are
+correct."""
 
 import re
 from collections.abc import Collection
@@ -39,8 +40,10 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
 
 
 def _tolerance(positions: np.ndarray) -> float:
-    """Return the tolerance for positions, which is larger if a 16-bit float type can represent them
-    exactly."""
+    """Return the tolerance for a comparison of positions with a sin-cos table.
+
+    The tolerance is larger if a 16-bit float type can represent the positions exactly.
+    """
     for dtype, bound in ((ml_dtypes.bfloat16, 2.5e-3), (np.float16, 3e-4)):
         if np.array_equal(positions.astype(dtype).astype(positions.dtype), positions):
             return bound

@@ -76,8 +76,8 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
     """Return the path of the weight file in an export, or in a folder of Hugging Face or timm.
 
     Raises:
-        UserError: The folder is neither an export nor of Hugging Face or timm, or holds no weight
-            file.
+        UserError: The folder holds no weight file, or is neither an export nor a folder of Hugging
+            Face or timm.
     """
     if _manifest(folder):
         files = [folder / name for name in EXPORTED if (folder / name).exists()]

@@ -121,7 +121,7 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
     """Return weights whose options have the form of GELU that the caller or the files state.
 
     An encoder with a LayerNorm before its blocks, such as CLIP's, can have the exact form or
-    QuickGELU. The arrays do not show which form, so the caller or a file must state it.
+    QuickGELU. The arrays do not show the form of GELU, so the caller or a file must state it.
     """
     options, stated = weights.facts["options"], weights.facts.get("gelu") is not None
     ours = options.get("gelu", PLAIN.gelu)
@@ -207,7 +207,8 @@ def sizes(weights: Weights) -> Facts:
     """Return the sizes of an encoder, read from the shapes of its arrays.
 
     Raises:
-        UserError: A file states a different size, or the arrays are not those of a ViT.
+        UserError: A file states another size than the arrays have, or the arrays are not those of a
+            ViT.
     """
     arrays, stated = weights.arrays, weights.facts
     if OWN in arrays:
@@ -244,7 +245,8 @@ def _refuse_contradictions(weights: Weights, actual: Facts) -> None:
 
 
 def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
-    """Return the number of attention heads: as stated, or that of the known ViT of this size."""
+    """Return the number of attention heads: the stated one, or that of the known ViT of this
+    size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
         raise UserError(f"heads={given}: the weights have {stated} heads; omit this value")

@@ -166,7 +166,7 @@ def _unwrapped(arrays: Arrays) -> Arrays:
 def _shards(path: epath.Path) -> Arrays:
     """Read and merge all shards that an index file lists.
 
-    If several shards hold an array of the same name, the index determines the one to use.
+    If several shards hold an array of the same name, the index file determines which one is used.
     """
     try:
         files = read_json(path)["weight_map"]

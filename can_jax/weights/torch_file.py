@@ -1,9 +1,9 @@
 """A reader for PyTorch files that needs no PyTorch and executes no code in them.
 
-A `.pth` file is a zip archive of a pickle that describes the tensors, and one file for each
-storage. A pickle can call any function by name. This reader allows only a few names, which describe
-tensors and options, and refuses all others with a one-line error. The reader checks the offset and
-size of each tensor against the data.
+A `.pth` file is a zip archive with one file for each storage, and a pickle that describes the
+tensors. A pickle can call any function by name. This reader allows only a few functions and types,
+which describe tensors and options. The reader refuses all other names with a one-line error. The
+reader checks the offset and size of each tensor against the data.
 """
 
 import io
@@ -179,7 +179,8 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         content: The bytes of the file.
 
     Raises:
-        UserError: The file refers to a name that is not allowed, or holds several models or none.
+        UserError: The file names a function or type that is not allowed, or holds several models or
+            none.
         ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: The file is damaged.
     """
     if not content:

@@ -140,7 +140,8 @@ def entries(parameters: Any) -> Iterator[Entry]:
 
 
 def _in_block(name: str) -> str:
-    """Return MAE's name of a block's parameter; both names are relative to the block."""
+    """Return MAE's name of a block's parameter; ``name`` and the result are relative to the
+    block."""
     names = BLOCK_NAMES | OPTIONAL_BLOCK_NAMES
     if name in names:
         return names[name]
@@ -169,7 +170,7 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
     would accept a transposed matrix.
 
     Raises:
-        UserError: The array has a different shape, or a type other than floating-point.
+        UserError: The array has another shape than required, or a type other than floating-point.
     """
     embed = name == "patch_embed.proj.weight"
     if name in ("pos_embed", "reg_token") and array.ndim == 3 and len(array) == 1:
