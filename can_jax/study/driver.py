@@ -115,7 +115,7 @@ def _beyond(accuracies: dict[float, float | None]) -> float | None:
 
     The next rate is half the smallest rate if the smallest is the best, and twice the largest rate
     if the largest is the best. Return None otherwise. Also return None for a single learning rate,
-    and while any learning rate has no accuracy.
+    and until every learning rate has an accuracy.
     """
     best = _best(accuracies)
     if best is None or len(accuracies) < 2:
@@ -126,7 +126,7 @@ def _beyond(accuracies: dict[float, float | None]) -> float | None:
 
 
 def _best(accuracies: dict[float, float | None]) -> float | None:
-    """Return the learning rate with the highest accuracy, or None while any rate has no
+    """Return the learning rate with the highest accuracy, or None until every rate has an
     accuracy."""
     measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
     if len(measured) < len(accuracies):
@@ -228,9 +228,9 @@ class Driver:
     def chosen(self, arm: Arm) -> Run | None:
         """Return the run of an arm at its best learning rate with seed 0.
 
-        The best rate has the highest accuracy on held-out training examples. Return None while any
-        learning rate has no result. If a study has only one learning rate, that rate is used even
-        before it has a result.
+        The best rate has the highest accuracy on held-out training examples. Return None until
+        every learning rate has a result. If a study has only one learning rate, that rate is used
+        even before it has a result.
         """
         rates = self.plan.learning_rates
         best = rates[0] if len(rates) == 1 else _best(self.tried(arm))

@@ -95,7 +95,7 @@ class Pace:
 
         Args:
             workdir: The run directory, in which the time used is stored.
-            seconds: The time limit of the run in seconds, summed over all starts.
+            seconds: The time limit in seconds for all starts of the run together.
             began: The value of `time.perf_counter` when this start of the run began.
             step: The step from which the run starts or resumes.
             stored: The result of `state` that the checkpoint of ``step`` holds; None for a new run.

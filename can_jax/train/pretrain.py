@@ -253,8 +253,8 @@ def continued(
         allowed: The keys of `can_jax.checkpoint.resume.CHANGES` that this resume may change.
 
     Raises:
-        UserError: The stored configuration cannot be read or is invalid, or a setting differs that
-            a resume may not change.
+        UserError: The stored configuration cannot be read or is invalid, or this start changes a
+            setting that a resume may not change.
     """
     path = workdir / "config.json"
     if not path.exists():

@@ -40,15 +40,15 @@ class Workers(NamedTuple):
         """Yield the index and the result of each item, in the order in which the calls finish.
 
         Args:
-            function: A function that can be pickled. A cluster repeats a call if its node dies, so
-                calling ``function`` twice must be harmless.
+            function: A function that can be pickled. If a node of a cluster dies, its calls are
+                repeated, so calling ``function`` twice must be harmless.
             items: The units of work.
             gpu: Whether each call occupies a GPU of a cluster that has GPUs; no effect without a
                 cluster.
 
         Raises:
-            UserError: Ray is not installed, the cluster cannot be reached or has another version of
-                can_jax, or the cluster lost a unit of work more than `RETRIES` times.
+            UserError: Ray is not installed, or the cluster cannot be reached. The cluster has
+                another version of can_jax, or lost a unit of work more than `RETRIES` times.
         """
         if self.cluster is not None:
             return self._on_cluster(self.cluster, function, items, gpu)
@@ -136,7 +136,7 @@ def _call(here: tuple[str, str], function: Callable[[Item], Result], item: Item)
 
     Args:
         here: The version of can_jax that the node must have, and the working directory for relative
-            paths. A node that lacks this directory keeps its own working directory.
+            paths. A node that lacks the directory in ``here`` keeps its own working directory.
         function: The function to call.
         item: The argument of ``function``.
 

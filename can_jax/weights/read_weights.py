@@ -109,7 +109,8 @@ def complete(
         gelu: The form of GELU, a key of `FORMS`; must equal the form that the files state, if any.
 
     Raises:
-        UserError: A required fact is unknown, or a stated fact contradicts another or the arrays.
+        UserError: A required fact is unknown, or a stated fact contradicts another fact or the
+            arrays.
     """
     try:
         return _complete(_with_gelu(weights, gelu), heads, mean, std, image_size)
