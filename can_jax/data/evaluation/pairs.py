@@ -243,8 +243,8 @@ def open_test(
 
 
 def _open(data: ConfigDict, split: str) -> Source:
-    """Open a split. ``data.index`` is the index of the training split, so other splits are opened
-    without an index."""
+    """Open a split. ``data.index`` is the index of the training split, so it is not used for other
+    splits."""
     return open_source(data if split == data.split else without_index(data), split)
 
 

@@ -96,7 +96,7 @@ def batches(
 
 
 def reads(source: Source, pairs: Any, rows: int, threads: int | None) -> Any:
-    """Return a `tf.data.Dataset` that reads the images that `batches` reads, and decodes none.
+    """Return a `tf.data.Dataset` that reads the same images as `batches` without decoding them.
 
     Unlike the data set of `batches`, this one does not read chunks of a remote source ahead.
 

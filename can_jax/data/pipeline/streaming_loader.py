@@ -384,8 +384,8 @@ def _batches(
 
 
 def _spares(window: list[Windowed], count: int) -> list[tuple[bytes, int]]:
-    """Return up to ``count`` images of a window with their labels, which can replace undecodable
-    images of a chunk with few images."""
+    """Return up to ``count`` images of a window and their labels. If a chunk is small, its
+    undecodable images can be replaced by these images."""
     if count <= 0:
         return []
     chosen = window[:: max(1, len(window) // count)][:count]

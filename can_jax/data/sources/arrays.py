@@ -125,8 +125,8 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
 
 
 def _log_other_arrays(root: Path) -> None:
-    """Log a warning about npz files in the subfolders of a folder, and npy files, which are not
-    read."""
+    """Log a warning about files that are not read: npz files in subfolders of ``root``, and npy
+    files in ``root`` itself."""
     others = (*root.glob("*/*.npz"), *root.glob("*.npy"))
     names = (file.relative_to(root).as_posix() for file in others)
     if unused := sorted(name for name in names if not name.startswith(".")):

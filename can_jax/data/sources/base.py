@@ -53,7 +53,7 @@ class Source(abc.ABC):
         has an empty image."""
 
     def read_block(self, examples: Examples) -> Block:
-        """Return the encoded images and labels that ``read`` returns, in one buffer.
+        """Return what ``read`` returns, but with all encoded images in one buffer.
 
         A subclass can override this method to read directly into the buffer.
         """
@@ -82,7 +82,7 @@ class Source(abc.ABC):
         """Return the known generating factors of all examples, by name; an empty dict if no factors
         are known.
 
-        Factors of integers are treated as class labels, and other factors as continuous values.
+        Integer factors are treated as class labels, and all other factors as continuous values.
         `can_jax.evaluate` measures the disentanglement of features with respect to these factors.
         """
         return {}
@@ -160,7 +160,7 @@ class SelectedSource(Source):
         return self._source.read(self._chosen[examples])[0], self.labels[examples]
 
     def read_block(self, examples: Examples) -> Block:
-        """Return the encoded images of some examples, and their new labels, in one buffer."""
+        """Return the encoded images of some examples in one buffer, and their new labels."""
         assert self.labels is not None
         labels = self.labels[examples].astype(np.int32)
         return self._source.read_block(self._chosen[examples])._replace(labels=labels)

@@ -73,8 +73,9 @@ def kind_of(path: str) -> Kind:
 
 
 def _of_files(path: str) -> Kind:
-    """Return the kind that the name of a file or pattern states or, if it states none, the most
-    frequent kind of the matching files. If the names reveal no kind, the files count as TFRecords.
+    """Return the kind that the name of a file or pattern states. If the name states no kind, return
+    the most frequent kind of the matching files. If no name reveals a kind, the files count as
+    TFRecords.
 
     Raises:
         UserError: No file matches, the files have a known but unsupported format, or they are
