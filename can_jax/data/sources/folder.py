@@ -68,8 +68,8 @@ def open_folder(
             to use folder names.
 
     Raises:
-        UserError: The folder does not exist, or contains no image or several folders of the split;
-            the index or label list is invalid.
+        UserError: ``path`` is not a folder, no image belongs to the split, several folders match
+            the split, or the index or label list is invalid.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -145,8 +145,8 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
 
 
 def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> None:
-    """Log the folders with ambiguous names that are treated as classes, and the images beside the
-    folder of the split `train`, which are left out."""
+    """Log the folders with ambiguous names that are treated as classes. Log the images that are
+    left out because they are beside the folder of the split `train`."""
     folders = folders_in(parent)
     stated = {name for group in groups.values() for name in group}
     classes = [name for name in folders if split_of_file(name) and name not in stated]
@@ -226,7 +226,8 @@ def split_folder(path: str, split: str) -> str | None:
 
 
 def _folder_of_split(parent: str, groups: Groups, split: str) -> str | None:
-    """Return the path of a split's folder, or None, given the result of `place_of_splits`."""
+    """Return the path of a split's folder, or None if there is none; ``parent`` and ``groups`` are
+    the result of `place_of_splits`."""
     inner = os.path.join(parent, split)
     if standard(split) not in SPELLINGS and is_folder(inner):
         return inner
@@ -312,8 +313,11 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _log_doubtful_classes(classes: list[str], names: list[str]) -> None:
-    """Log a warning if the folders treated as classes are probably not classes. Signs are folders
-    such as `images` and `masks`, or images that are all in folders named after splits."""
+    """Log a warning if the folders treated as classes are probably not classes.
+
+    Folders are probably not classes if they include `images` and `masks`, for example, or if every
+    image is in a folder named after a split.
+    """
     inner = {os.path.basename(os.path.dirname(name)) for name in names}
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):

@@ -115,8 +115,8 @@ class IndexedSource(Source):
         return np.array([size(int(example)) for example in examples], np.int64)
 
     def fingerprint(self) -> Fingerprint:
-        """Return hashes of the file names and byte ranges in the table, and of the sizes, content
-        digests and labels if known."""
+        """Return the number of examples, and hashes of the file names, the byte ranges and, if
+        known, the file sizes, content digests and labels."""
         table = self.table
         result: Fingerprint = {
             "examples": self.examples,
@@ -166,9 +166,9 @@ class IndexedSource(Source):
         return [image for image, _ in pairs], np.array([label for _, label in pairs], np.int32)
 
     def read_block(self, examples: Examples) -> Block:
-        """Return the encoded images of some examples, and their labels, in one buffer.
+        """Return the encoded images of some examples in one buffer, and their labels.
 
-        Images in local shards are read directly into the buffer, for which Python code runs only a
+        Images in local shards are read directly into the buffer. Python code then runs for only a
         few microseconds per image.
 
         Raises:
@@ -276,7 +276,7 @@ def _remote_readers() -> ThreadPoolExecutor:
 
 
 def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord | None) -> bytes:
-    """Return the bytes of an example; the checksum of a record is verified.
+    """Return the bytes of an example; if the example is a record, verify its checksum.
 
     Args:
         file: The open file that contains the example.

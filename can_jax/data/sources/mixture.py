@@ -59,7 +59,7 @@ class MixtureSource(Source):
         return images, labels
 
     def read_block(self, examples: Examples) -> Block:
-        """Return the encoded images of some examples, and their labels, in one buffer."""
+        """Return the encoded images of some examples in one buffer, and their labels."""
         blocks, all_rows = [], []
         for i, rows, within in self._by_part(examples):
             block = self.parts[i].read_block(within)

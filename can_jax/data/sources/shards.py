@@ -58,8 +58,8 @@ def open_tfrecord(
             the label -1.
 
     Raises:
-        UserError: There is no shard, no intact record, or no image in the first records; a shard is
-            unreadable, or the index is invalid (see `stored_table`).
+        UserError: There is no shard of the split, no record is intact, the first records contain no
+            image, a shard cannot be read, or the index is invalid; see `stored_table`.
     """
     root, table = _table("tfrecord", path, split, index)
     source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)

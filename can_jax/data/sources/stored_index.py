@@ -121,8 +121,8 @@ def _log_left_out(index: Path, facts: dict[str, Any]) -> None:
 def _log_added(index: Path, root: str, names: Names) -> None:
     """Log a warning if images were added to a local folder after its index was built.
 
-    Only folders that were modified since then are listed. At most `CHECKED` names of the index, and
-    at most `CHECKED` entries of modified folders, are examined.
+    Only folders that were modified since then are listed. Of the names in the index, and of the
+    entries in modified folders, up to `CHECKED` each are examined.
 
     Args:
         index: The folder of the index, whose `index.json` was written last.
@@ -166,10 +166,12 @@ def _modified(folder: str) -> int:
 
 
 def _images_and_folders(root: str, folder: str) -> Iterator[str]:
-    """Yield the paths of the images in a folder and, with a slash at their ends, those of its
-    subfolders that contain images.
+    """Yield the paths of the images in a folder, and of the subfolders that contain images.
 
-    Links and folders that are named like splits are left out, since a data set may leave them out.
+    The path of a subfolder ends with a slash.
+
+    All links, and folders named like splits, are left out, because a complete index can lack them
+    as well.
 
     Args:
         root: The folder to which the yielded paths are relative.

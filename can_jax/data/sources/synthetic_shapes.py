@@ -86,7 +86,7 @@ class Appearance(NamedTuple):
         back: The color of the background, from 0 (black) to 1 (white) in each channel.
         shift: The color of each figure relative to that of the background. `paint` reverses the
             sign of the shift in a channel where the figure's color would leave the range 0 to 1.
-        noise: The noise that is added to each pixel and channel, where 1 is white.
+        noise: The noise that is added to each pixel and channel, where black is 0 and white is 1.
     """
 
     rows: Float[np.ndarray, "images points"]
@@ -203,7 +203,7 @@ class ShapesSource(ArraySource):
 
         The factors are the class, the offset of the grid, the color and mean shading of the
         background, and the mean size of the figures. To compute the factors, the appearance of all
-        images is sampled again with the same seed, which takes a tenth of the rendering time.
+        images is sampled again from their seed, which takes a tenth of the rendering time.
         """
         count, *size, channels = self.images.shape
         rng, labels = start(count, (size[0], size[1]), channels, self.split)

@@ -88,13 +88,14 @@ def _selected(table: Table, located: Located) -> Table:
 def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     """Locate a split of a data set that TFDS has prepared as TFRecords in a data directory.
 
-    Of several image features or class labels, those in the `supervised_keys` of the data set are
-    used or, without these, those named `image` and `label`. Nothing is downloaded.
+    Of several image or label features, the one in the `supervised_keys` of the data set is used. If
+    these keys contain none of them, the feature named `image` or `label` is used. Nothing is
+    downloaded.
 
     Raises:
-        UserError: The name is invalid; the data set is not prepared as TFRecords, uses feature
-            classes outside TFDS, or lacks the split or suitable images; or several image
-            features are ambiguous.
+        UserError: The name is invalid, or the data set is not prepared as TFRecords, uses feature
+            classes outside TFDS, or lacks the split. `UserError` is also raised if the data set has
+            no suitable image feature, or several of which none can be chosen.
     """
     check_name(name)
     tensorflow()  # hides the GPUs before TFDS imports TensorFlow
@@ -167,17 +168,19 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
 def _choose(
     name: str, features: Mapping[str, Any], kind: type, usual: str, supervised: Sequence[Any]
 ) -> str | None:
-    """Return the name of the feature of a class to use, or None if there is none.
+    """Return the name of the feature to use among those of the class ``kind``, or None if there is
+    none.
 
-    Of several candidates, the first in ``supervised`` is used or, without one, the feature named
-    ``usual``. The choice is logged, also if it is None.
+    Of several candidates, the first one in ``supervised`` is used. If ``supervised`` contains no
+    candidate, the feature named ``usual`` is used. Without such a feature, the result is None. A
+    choice among several candidates is logged, also if it is None.
 
     Args:
         name: The name of the data set, for messages.
         features: The TFDS features of the data set by name, in any order.
         kind: The class of TFDS to which the feature must belong.
         usual: The usual name of such a feature.
-        supervised: The `supervised_keys` of the data set, which name its input and its target.
+        supervised: The `supervised_keys` of the data set: the names of the input and the target.
     """
     keys = sorted(key for key, feature in features.items() if isinstance(feature, kind))
     if len(keys) < 2:
