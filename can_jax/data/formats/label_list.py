@@ -40,8 +40,8 @@ def read_label_list(path: str) -> dict[str, str]:
 
     Args:
         path: The path or URL of the list. A `.jsonl` or `.json` file holds one JSON object per
-            line. A `.tsv` file is tab-separated, and any other file is comma-separated; the first
-            line of either names the columns.
+            line. A `.tsv` file is tab-separated, and any other file is comma-separated, each with
+            the column names in the first line.
 
     Raises:
         UserError: The list cannot be read, a row has no column for the file name or for the label,

@@ -218,9 +218,8 @@ class _Group:
     def _label_of(self, stem: str) -> int:
         """Return the label of an image, or -1 if the label is unknown.
 
-        A `.cls` member with the name of the image takes precedence over one with the key of the
-        group. Without a `.cls` member of either name, the only image of a group gets the label of
-        the group's last `.cls` member.
+        For `a.1.jpg`, the label in `a.1.cls` takes precedence over that in `a.cls`. If neither
+        member exists, the only image of a group gets the label of the group's last `.cls` member.
         """
         label = self._labels.get(stem, self._labels.get(self.key))
         if label is None and len(self._stems) == 1:

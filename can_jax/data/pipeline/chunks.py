@@ -2,8 +2,8 @@
 
 Each chunk of up to 64 images is decoded and cropped by one thread of tf.data. Decoding and cropping
 run Python only for EXIF orientations and for images that TensorFlow cannot decode. Pillow decodes
-the images that TensorFlow cannot decode. In training, an image that neither library can decode is
-replaced by another image.
+the images that TensorFlow cannot decode. In training, an image that neither TensorFlow nor Pillow
+can decode is replaced by another image.
 """
 
 import functools

@@ -30,9 +30,9 @@ class Located(NamedTuple):
         image_key: The name of the feature that contains the image.
         label_key: The name of the feature that contains the label; None if there is none.
         label_names: The class names, indexed by label; empty if ``label_key`` is None.
-        ranges: The ranges of records that a split expression such as `train[:90%]` selects: the
-            shard, the index of the first record, and the number of records. ``ranges`` is empty if
-            the split is a name instead of an expression.
+        ranges: The ranges of records that a split expression such as `train[:90%]` selects, each as
+            (shard, index of the first record, number of records). ``ranges`` is empty if the split
+            is a name instead of an expression.
     """
 
     root: str
