@@ -208,6 +208,8 @@ def test_share_is_held_out_where_there_is_no_other_split(tmp_path, splits):
     few = pair("folder", root, *splits, counts=(5, 2))
     assert len(few.test.examples) == 2 and len(few.train.examples) == 5
     assert not set(few.train.examples.tolist()) & set(few.test.examples.tolist())
+    fewer = pair("folder", root, *splits, counts=(2, 3))  # one example of each class is kept
+    assert len(fewer.train.examples) == 2 and len(fewer.test.examples) == 2
 
 
 def test_same_file_under_two_names_is_held_out_or_said(tmp_path):

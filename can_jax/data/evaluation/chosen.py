@@ -107,6 +107,7 @@ def choose_and_hold_out(
         kept, out = hold_out(both.labels, count, seed)
     except UserError as error:
         raise UserError(f"{both.display_name}: {error}; {'; '.join(notes)}") from error
+    kept = kept[spread(len(kept), counts[0] or ALL)]  # rare classes can leave fewer to hold out
     notes.append(f"{len(out)} examples of {both.display_name} are held out for testing")
     learned, tested = (
         both._replace(examples=both.examples[rows], labels=both.labels[rows])
