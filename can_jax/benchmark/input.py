@@ -59,7 +59,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     if not encoded:
         raise UserError(
             "this benchmark requires JPEG, PNG or WebP files that TensorFlow can decode, but none "
-            f"of {len(sample)} sampled images in {config.data.path} is one"
+            f"of {len(sample)} sampled images in {config.data.path} is such a file"
         )
     threads = config.data.threads or usable_cores()
     rates: dict[str, list[float]] = {}

@@ -24,8 +24,8 @@ class WorkerFlags:
         processes, cluster = self._processes.value, self._cluster.value
         if processes is not None and cluster is not None:
             raise UserError(
-                f"--workers={processes} is a number of local processes, and --cluster={cluster} "
-                "uses none: give only one of them"
+                f"--workers={processes} sets the number of local processes, but "
+                f"--cluster={cluster} starts none: give only one of them"
             )
         return Workers(processes or usable_cores(), cluster)
 

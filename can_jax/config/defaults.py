@@ -49,7 +49,7 @@ DATA: Table = {
     ),
     "options": Key((), OPTIONS, "(name, value) options of a user-registered data source."),
     "labels": Key(None, Text(), "A CSV, TSV or JSON Lines list of labels, for an image folder."),
-    "index": Key(None, Text(), "The folder of `split`'s index; by default inside the data folder."),
+    "index": Key(None, Text(), "The folder of the split's index; by default in the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "shards_at_once": Key(
         8, Whole(1, 1024), "The number of shards that a process streams concurrently.", before=1
@@ -59,7 +59,7 @@ DATA: Table = {
         None, COUNT, "The approximate number of images in an epoch of streamed data."
     ),
     "exif_orientation": Key(
-        False, Switch(), "Whether to rotate images upright by EXIF orientation; TIFFs always are."
+        False, Switch(), "Whether to rotate images by EXIF orientation; TIFFs are always rotated."
     ),
     "max_pixels": Key(
         50_000_000, COUNT, "The maximum area of an image; larger images count as undecodable.",
@@ -69,7 +69,7 @@ DATA: Table = {
         None,
         Special(RANGE, is_range),
         "The pixel values (low, high) that become black and white in images of more than 8 bits "
-        "per channel. By default, such images count as undecodable unless they use all 16 bits.",
+        "per channel. By default, such an image is decoded only if it uses all 16 bits.",
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
@@ -92,9 +92,9 @@ AUGMENT: Table = {
         "The range of a random crop's aspect ratio (width / height), relative to the view's ratio.",
     ),
     "crop_interpolation": Key("bilinear", Choice(("bilinear", "bicubic")),
-        "The interpolation of crops; `bicubic` is Pillow's, and slower."),
+        "The interpolation of crops; `bicubic` is slower, and antialiased as in Pillow."),
     "crop_fit": Key("redraw", Choice(("redraw", "clamp")),
-        "Whether a crop beyond the image is drawn anew (redraw), or cut to the image (clamp)."),
+        "Whether a crop that exceeds the image is redrawn (redraw) or cut to it (clamp)."),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
     "brightness": Key(
@@ -229,7 +229,7 @@ OPTIMIZER: Table = {
         "With an EMA, the probe, evaluations and exports use the averaged parameters.",
     ),
     "ema_warmup": Key(
-        True, Switch(), "Whether to limit the decay of the EMA after t steps to (1 + t) / (10 + t)."
+        True, Switch(), "Whether to limit the EMA's decay rate after t steps to (1 + t) / (10 + t)."
     ),
 }  # fmt: skip
 
@@ -288,8 +288,8 @@ RECIPE: Table = {
         ),
         "rewinds": Key(
             0, Whole(0, 10**6),
-            "The maximum number of rollbacks. Each restores a checkpoint from before a loss spike, "
-            "and skips the images up to it. A further spike stops the run. 0 only logs spikes.",
+            "The maximum number of rollbacks. Each restores a checkpoint from before a spike, and "
+            "skips the images up to the spike. A further spike stops the run. 0 only logs spikes.",
         ),
     },
     "check_replicas": Key(

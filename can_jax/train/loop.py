@@ -273,8 +273,8 @@ class Loop:
         )
         if not spike.rewinds:
             logging.warning(
-                "%s; config.spike.rewinds=3 would roll back to a checkpoint and skip the later "
-                "batches",
+                "%s; config.spike.rewinds=3 would roll back to a checkpoint before the spike, "
+                "and skip the batches up to this step",
                 message,
             )
             return None

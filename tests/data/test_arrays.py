@@ -55,7 +55,7 @@ def test_arrays_in_other_places_are_named(tmp_path, caplog):
         np.savez(tmp_path / name, images=images(1))
     np.save(tmp_path / "train-3.npy", images(1))
     assert open_arrays(str(tmp_path), "train", 3).examples == 1
-    assert "2 arrays are left out: train-3.npy, train/train-1.npz; move them" in caplog.text
+    assert "2 files are left out: train-3.npy, train/train-1.npz; only npz" in caplog.text
 
 
 def test_shards_of_two_sizes(tmp_path):

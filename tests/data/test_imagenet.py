@@ -181,7 +181,7 @@ def test_validation_images_without_all_of_the_labels(official):
     assert labels == [WNID_OF[VAL_IDS[1]], WNID_OF[VAL_IDS[4]]]
     for name in ("ILSVRC2012_val_00000006.JPEG", "first.JPEG"):
         write_tar(official / VAL_TAR, [(name, VAL[0])])
-        with pytest.raises(UserError, match=rf"the name of {name} ends in no number from 1 to 5"):
+        with pytest.raises(UserError, match=rf"{name} must end in a number from 1 to 5"):
             find_val(official, partial=True)
 
 

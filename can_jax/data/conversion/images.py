@@ -129,8 +129,8 @@ def _with_devkit_labels(
     for image, number in zip(images, numbers, strict=True):
         if not 1 <= number <= len(labels):
             raise UserError(
-                f"{images_path}: the name of {image.name} ends in no number from 1 to "
-                f"{len(labels)}, by which {devkit.name} gives its label; remove or rename the image"
+                f"{images_path}: the name of {image.name} must end in a number from 1 to "
+                f"{len(labels)}, the position of its label in {devkit.name}; remove or rename it"
             )
     return _labeled(images, [labels[number - 1] for number in numbers])
 

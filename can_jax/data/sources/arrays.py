@@ -131,7 +131,7 @@ def _log_other_arrays(root: Path) -> None:
     names = (file.relative_to(root).as_posix() for file in others)
     if unused := sorted(name for name in names if not name.startswith(".")):
         logging.warning(
-            "%s: %d arrays are left out: %s; move them to npz files directly in this folder",
+            "%s: %d files are left out: %s; only npz files directly in this folder are read",
             root, len(unused), some(unused),
         )  # fmt: skip
 

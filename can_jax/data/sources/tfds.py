@@ -138,8 +138,9 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     label_key = _choose(name, features, tfds.features.ClassLabel, "label", supervised)
     if image_key is None:
         raise UserError(
-            f"TFDS data set {name!r} has no image feature that is the only one, named 'image' or "
-            f"in its supervised_keys; it has {', '.join(sorted(features))}: prepare it with one"
+            f"TFDS data set {name!r} has the features {', '.join(sorted(features))}, none of "
+            "which is clearly the image: prepare it with only one image feature, with one named "
+            "'image', or with one in supervised_keys"
         )
     kind = np.dtype(features[image_key].np_dtype)
     if kind.kind == "f":
@@ -187,7 +188,8 @@ def _choose(
         return next(iter(keys), None)
     chosen = next((key for key in (*supervised, usual) if key in keys), None)
     logging.warning(
-        "TFDS data set %r has the %s features %s; %s is used, by its supervised_keys or its name",
-        name, kind.__name__, some(keys), shown(chosen or "none"),
+        "TFDS data set %r has the %s features %s; %s is used. A feature in "
+        "supervised_keys is preferred, then one named %r",
+        name, kind.__name__, some(keys), shown(chosen or "none"), usual,
     )  # fmt: skip
     return chosen

@@ -293,7 +293,7 @@ def known_numbering(classes: Classes, kind: str) -> Numbering:
         other = next(name for name in classes.names if name not in imagenet_labels())
         raise UserError(
             f"config.robustness.shifts: {kind}: the training class {other!r} is named neither by a "
-            "WordNet id of ImageNet-1k nor by a label, to which the labels of the test set refer; "
+            "WordNet id nor by an integer label of ImageNet-1k, as this test set requires; "
             "rename the class folders of the training data to WordNet ids"
         )
     return numbering
