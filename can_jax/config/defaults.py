@@ -201,7 +201,7 @@ OPTIMIZER: Table = {
     "learning_rate_scale": Key(
         (), SCALES,
         "Learning-rate factors, as (regular expression, factor) pairs such as ('encoder/', 0.1). "
-        "The first expression that matches part of a parameter's path sets its factor.",
+        "The first expression that matches part of a parameter's path applies.",
     ),
     "freeze": Key((), Several(Text()), "Regular expressions of the paths of parameters to freeze."),
     "warmup_share": Key(

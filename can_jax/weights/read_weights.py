@@ -294,6 +294,6 @@ def channel_values(name: str, value: Any, channels: int) -> list[float]:
             raise UserError(f"{name}={value}: a channel cannot have a standard deviation of 0")
         if not 0 <= one <= 1:
             raise UserError(
-                f"{name}={value}: the values must be for images in [0, 1], not for bytes"
+                f"{name}={value}: the values must be for pixels from 0 to 1, not from 0 to 255"
             )
     return [float(one) for one in values]

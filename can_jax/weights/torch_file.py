@@ -205,12 +205,12 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         tree = _Unpickler(io.BytesIO(pickled), storages).load()
     if not isinstance(tree, dict):
         kind = type(tree).__name__
-        raise UserError(f"the file holds a {kind}, not arrays by name: save a state_dict")
+        raise UserError(f"the file holds a {kind}, not a dict of named arrays: save a state_dict")
     _check_tree(tree)
     tree, notes = _model_in(tree)
     if not _is_state(tree):
         keys = ", ".join(map(str, list(tree)[:5])) or "none"
-        raise UserError(f"the file holds no arrays by name; its first keys are {keys}")
+        raise UserError(f"the file holds no named arrays; its first keys are {keys}")
     return renamed(_arrays_in(tree), lambda name: WRAPPED.sub("", name)), notes
 
 

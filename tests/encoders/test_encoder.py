@@ -169,7 +169,7 @@ def test_features_of_another_name_are_refused(encoder):
         ({"heads": np.int64(4)}, "heads=4: the weights have 3 heads"),
         ({"mean": np.float32("nan"), "std": 0.5}, "mean=nan: nan is not a finite number"),
         ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, but the encoder has 3 channels"),
-        ({"mean": [120, 110, 100]}, "not for bytes"),
+        ({"mean": [120, 110, 100]}, "not from 0 to 255"),
         ({"step": 3}, "step=3: .* is not a run directory, so"),
         ({"step": 1.5}, "step=1.5: give a whole number"),
         ({"batch_size": 0}, "batch_size=0: give a whole number"),

@@ -255,7 +255,7 @@ def test_channels_other_than_three_have_no_usual_normalization(tmp_path):
     refused(
         place, "std=.* has 3 values, but the encoder has 1 channels", heads=3, mean=0.5, std=HALF
     )
-    refused(place, "not for bytes", heads=3, mean=[127.5], std=[0.5])
+    refused(place, "not from 0 to 255", heads=3, mean=[127.5], std=[0.5])
     refused(place, "deviation of 0", heads=3, mean=[0.5], std=[0.0])
     refused(place, "mean=.*nan is not a finite number", heads=3, mean=[np.nan], std=0.5)
     refused(place, "mean=True: True is not a finite number", heads=3, mean=True, std=0.5)

@@ -292,10 +292,10 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     if all(below):
         if len(set(tops)) > 1:
             logging.warning(
-                "the class of an image is the folder below its split folder, such as %s in %s, not "
-                "its top-level folder. To read only one top-level folder, set config.data.path to "
-                "it",
-                shown(below[0]), shown(names[0]),
+                "the class of an image is the folder below its split folder, not the top-level "
+                "folder; for example, the class of %s is %s. To read only one top-level folder, "
+                "set config.data.path to that folder",
+                shown(names[0]), shown(below[0]),
             )  # fmt: skip
         tops = below
     loose = tops.count("")

@@ -63,7 +63,9 @@ def stored_table(
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
             changed = os.path.join(root, name)
-            raise UserError(f"{folder} does not match {changed}, whose size has changed; {REBUILD}")
+            raise UserError(
+                f"the index {folder} does not match {changed}, whose size has changed; {REBUILD}"
+            )
     in_order = [sizes[table.names[i]] for i in range(len(table.names))]
     return dataclasses.replace(table, size=np.array(in_order, np.int64))
 
