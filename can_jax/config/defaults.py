@@ -113,11 +113,11 @@ AUGMENT: Table = {
     "solarize": Key(0.0, SHARE, "The probability of inverting all pixel values of at least 0.5."),
     "mean": Key(
         (0.485, 0.456, 0.406), Several(Number(-10, 10)),
-        "The mean of each channel, with which images in [0, 1] are normalized.",
+        "The mean of each channel for normalization, with pixels in [0, 1].",
     ),
     "std": Key(
         (0.229, 0.224, 0.225), Several(Number(1e-3, 10)),
-        "The standard deviation of each channel, with which images in [0, 1] are normalized.",
+        "The standard deviation of each channel for normalization, with pixels in [0, 1].",
     ),
 }  # fmt: skip
 
@@ -173,8 +173,8 @@ MODEL: Table = {
     ),
     "scan": Key(
         AUTO, AUTO_OR_SWITCH,
-        "Whether to compile one transformer block and loop over it, which compiles faster. `auto` "
-        "is True on CPUs, and False on accelerators, where a loop copies parameters and "
+        "Whether to loop over one compiled transformer block, to shorten compilation. `auto` is "
+        "True on CPUs, and False on accelerators, where a loop copies parameters and "
         "activations.",
     ),
     "attention": Key(

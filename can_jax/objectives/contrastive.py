@@ -200,8 +200,8 @@ def check(config: Any) -> None:
     """
     if config.objective.contrastive.exclude_copies and config.data.streaming:
         raise UserError(
-            "config.objective.contrastive.exclude_copies=True: streamed examples have no index, by "
-            "which copies are recognized; set data.streaming=False, or use exclude_above instead"
+            "config.objective.contrastive.exclude_copies=True: streamed examples have no index, so "
+            "copies cannot be recognized; set data.streaming=False, or use exclude_above instead"
         )
 
 
@@ -238,8 +238,8 @@ OBJECTIVE = Objective(
         "positive_prior": Key(
             0.0,
             Number(0, below=1),
-            "The assumed fraction of negatives that have the query's class, for which the "
-            "denominator is corrected (debiased contrastive loss, arXiv 2007.00224).",
+            "The assumed fraction of negatives that have the query's class. The loss corrects "
+            "its denominator by this fraction (debiased contrastive loss, arXiv 2007.00224).",
         ),
         "hardness": Key(
             0.0,

@@ -133,7 +133,7 @@ class Plan:
                 )
             if not arm.tuned and arm.like is None:
                 raise UserError(
-                    f"config.arms: {arm.name!r}: set tuned=True, or set like to the name of an "
+                    f"config.arms: {arm.name!r}: set tuned=True, or set `like` to the name of an "
                     "earlier arm"
                 )
             self.arms[arm.name] = arm

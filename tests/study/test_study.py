@@ -89,7 +89,7 @@ def test_lengths_in_epochs_are_scaled_or_replaced_too():
         ),
         (
             {"name": "a", "group": ""},
-            "'a': set tuned=True, or set like to the name of an earlier arm",
+            "'a': set tuned=True, or set `like` to the name of an earlier arm",
         ),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
         ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),

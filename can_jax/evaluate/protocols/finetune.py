@@ -116,8 +116,8 @@ SETTINGS: Table = {
     "crop_fit": AUGMENT["crop_fit"],
     "ema_decay": Key(
         0.0, BELOW_ONE,
-            "The decay rate of the moving average (EMA) of the parameters, with which the "
-            "classifier is tested; 0 disables it."
+            "The decay rate of the moving average (EMA) of the parameters; 0 disables it. With an "
+            "EMA, the averaged classifier is tested."
     ),
     "test_every_epochs": Key(
         5.0, Number(0, 1e9), "The interval between tests during training; 0 disables them.",
