@@ -144,8 +144,8 @@ def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     for name, reference in expected.items():
         if computed[name].shape != reference.shape:
             raise UserError(
-                f"{name} has shape {reference.shape} in the reference file, but this version "
-                f"computes {computed[name].shape}"
+                f"{name} has shape {reference.shape} in the reference file, but shape "
+                f"{computed[name].shape} in this version"
             )
     largest_gradient = max(
         (np.abs(array).max() for name, array in expected.items() if name.startswith("grad/")),
@@ -181,8 +181,8 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
             theirs = file[f"param/{name}"]
             if theirs.shape != (1, *ours.shape):
                 raise UserError(
-                    f"{name} has shape {theirs.shape} in the reference file, but this version "
-                    f"computes {(1, *ours.shape)}"
+                    f"{name} has shape {theirs.shape} in the reference file, but shape "
+                    f"{(1, *ours.shape)} in this version"
                 )
             worst[name] = float(np.abs(ours - theirs[0]).max())
     return worst
