@@ -44,8 +44,8 @@ class Model:
     Attributes:
         config: The configuration of the run, or an equivalent one for imported weights.
         step: The step of the checkpoint; None if unknown.
-        parameters, batch_stats: The trees of parameters and BatchNorm statistics. Classifiers and
-            imported weights have only the parameters of the encoder. A fixed linear map before the
+        parameters, batch_stats: The trees of parameters and BatchNorm statistics. For classifiers
+            and imported weights, the trees hold only the encoder. A fixed linear map before the
             patch embedding is folded into the embedding.
         source: The run directory, or the path of the imported weights.
         imported: Whether the weights come without a run; their training is then unknown.

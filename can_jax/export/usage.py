@@ -156,8 +156,11 @@ def _snippets_of(model: Model, format: str, contents: str) -> list[tuple[tuple[s
 
 
 def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
-    """Return the usage snippets of a format by library name, with the values of a model filled
-    in."""
+    """Return the usage snippets of a format, filled in with the values of a model.
+
+    Returns:
+        A dict from library name to code.
+    """
     facts = model.facts()
     height, width = facts["image_size"]
     fields = facts | {"height": height, "width_px": width}

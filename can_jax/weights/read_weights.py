@@ -217,7 +217,7 @@ def sizes(weights: Weights) -> Facts:
         facts: Facts = {"width": width, "depth": depth}
         for name in ("patch_size", "channels"):
             if name not in stated:
-                raise UserError(f"{name} is not known: give the folder of the export, not its file")
+                raise UserError(f"no file states {name}: give the original folder of the export")
             facts[name] = stated[name]
     else:
         facts = encoder_sizes(arrays)._asdict()
