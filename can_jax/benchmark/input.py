@@ -171,11 +171,11 @@ def _to_device(config: ConfigDict, source: Source) -> Turn:
 def _rate(
     batches: Iterator[Any], images: int, seconds: float, of_user_time: list[float] | None = None
 ) -> float:
-    """Measure the images per second of an iterator whose elements hold ``images`` images.
+    """Measure the images per second of an iterator over batches of ``images`` images.
 
     Args:
-        batches: The iterator.
-        images: The number of images in each element.
+        batches: The iterator over batches.
+        images: The number of images in each batch.
         seconds: The duration of the measurement.
         of_user_time: A list to which the function appends the number of images divided by the
             process's CPU seconds in user mode; None for no list.

@@ -189,7 +189,10 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _ignore_further() -> None:
-    """Ignore SIGTERM and SIGHUP, since Python removes its handlers before the process has ended."""
+    """Ignore SIGTERM and SIGHUP until the process ends.
+
+    Python removes its signal handlers during exit, so a later signal would kill the process.
+    """
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
 

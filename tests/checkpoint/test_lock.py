@@ -294,7 +294,8 @@ def test_bucket_has_one_holder(place, monkeypatch, exclusive):
     assert other.take() is None
 
 
-def test_released_lease_can_be_taken_again(place):
+def test_released_lease_can_be_taken_again(place, monkeypatch):
+    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.1)
     claim = Lease(BucketFiles(place), owner.describe(), "it", 1.0)
     for _ in range(2):
         assert claim.take() is None

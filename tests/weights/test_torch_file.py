@@ -85,7 +85,9 @@ def test_file_of_several_models_is_refused(save_torch, names):
 
 
 def test_file_without_a_model_is_refused(save_torch):
-    with pytest.raises(UserError, match="by name; its first keys are epoch, lr_scheduler, dino"):
+    with pytest.raises(
+        UserError, match="no named arrays; its first keys are epoch, lr_scheduler, dino"
+    ):
         read_torch(save_torch(REST))
 
 

@@ -98,8 +98,10 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 def _plain(cls: Any, block: bytes, encoding: str, errors: str) -> Any:
-    """Return the tar member that the header block of a regular file describes, or None if `FIELDS`,
-    `DEVICES` or the checksum does not match.
+    """Return the tar member that the header block of a regular file describes.
+
+    The result is None if the block is incomplete, does not match the patterns `FIELDS` and
+    `DEVICES`, or has a wrong checksum.
 
     `tarfile` parses any header, but is several times slower and would limit the rate of a stream.
     Only name, size and checksum are set; the other fields have their default values.
