@@ -17,6 +17,7 @@ from can_jax.config.baselines import METHODS
 from can_jax.evaluate.config import default_evaluation
 from can_jax.study.cells import CELLS, WHITENED
 
+WIDEST = 512
 WIDTHS = ("model.projector.hidden", "model.projector.outputs", "objective.dense.hidden")
 KOLEO = METHODS["can_koleo"]
 REPEATED = {"can": {}, "simclr": METHODS["simclr"], "mae": CELLS["mae"], "can_koleo": KOLEO}
@@ -25,8 +26,7 @@ OBJECTIVES = (
     "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec", "densecl",
     "latents", "can_latents",
 )  # fmt: skip
-SIGMAS = ("sigma_022_whitened", "sigma_1_whitened", "sigma_1", "sigma_03")
-NOISE = ("can_literal", "can_without_noise_whitened", *(f"can_mended_{sigma}" for sigma in SIGMAS))
+NOISE = ("can_literal", "can_without_noise_whitened", *(name for name in CELLS if "sigma" in name))
 VARIANTS: dict[str, dict[str, dict]] = {
     "noise": {name: CELLS[name] for name in NOISE},
     "KoLeo": {"can_koleo_without_noise_whitened": KOLEO | CELLS["can_without_noise_whitened"]},
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
 
 
 def narrowed(changes: dict) -> dict:  # heads that suit an encoder of width 96
-    return changes | {key: min(changes[key], 512) for key in WIDTHS if key in changes}
+    return changes | {key: min(changes[key], WIDEST) for key in WIDTHS if key in changes}
 
 
 def get_config() -> ConfigDict:
