@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from can_jax.data.decoding.open_image import open_image
 from can_jax.utils.cpu import end_with_parent
+from can_jax.utils.errors import UserError
 
 _encoded: list[bytes] = []  # The images of this worker process.
 
@@ -111,7 +112,16 @@ def start_worker(encoded: list[bytes]) -> None:
 
 
 def count_images(views: TwoViews, seconds: float) -> tuple[int, float]:
-    """Augment images for ``seconds``; return the number of images and the elapsed seconds."""
+    """Augment images for ``seconds``; return the number of images and the elapsed seconds.
+
+    Raises:
+        UserError: Pillow can decode none of the images.
+    """
+    if not _encoded:
+        raise UserError(
+            "the Pillow baseline cannot be measured, since Pillow can decode none of the sampled "
+            "images; use images in another format"
+        )
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         views(_encoded[count % len(_encoded)])

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from can_jax.benchmark.pillow import TwoViews
+from can_jax.benchmark.pillow import TwoViews, count_images
 from can_jax.config import default_config
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode
 from tests.helpers.runs import main_in_process
 
@@ -71,6 +72,12 @@ def test_peer_makes_normalised_views():
     assert views.shape == (2, 3, 24, 32) and views.dtype == np.float32
     assert not np.array_equal(views[0], views[1])
     assert abs(views).max() < 3
+
+
+def test_peer_without_decodable_images_is_an_error():
+    # As in a worker process in which Pillow can decode no image.
+    with pytest.raises(UserError, match="Pillow can decode none of the sampled images"):
+        count_images(two_views(), 0.1)
 
 
 def test_peer_without_colours_is_a_crop():

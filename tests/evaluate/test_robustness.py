@@ -179,6 +179,12 @@ def test_labels_of_imagenet_are_refused_for_classes_of_other_names():
     assert imagenet_numbering(Classes(np.arange(1000), reverse))(np.array([7])) == 992
     with pytest.raises(UserError, match="real: the training class 'shark' is named neither"):
         known_numbering(classes, "real")
+    mixed = Classes(np.arange(3), ("5", samples.CLASSES[0], "shark"))
+    with pytest.raises(UserError, match="real: the training class 'shark' is named neither"):
+        known_numbering(mixed, "real")
+    mixed = Classes(np.arange(2), ("5", samples.CLASSES[0]))
+    with pytest.raises(UserError, match="real: some training classes are named by WordNet ids"):
+        known_numbering(mixed, "real")
 
 
 def test_labels_without_a_class_of_the_classifier_give_a_warning(places, opened, tmp_path):

@@ -286,15 +286,21 @@ def known_numbering(classes: Classes, kind: str) -> Numbering:
     """Return the result of `imagenet_numbering`; ``kind`` names the test set in the error message.
 
     Raises:
-        UserError: The names of the training classes are neither WordNet ids nor integers.
+        UserError: The names of the training classes are not all WordNet ids or all integers.
     """
     numbering = imagenet_numbering(classes)
     if numbering is None:
-        other = next(name for name in classes.names if name not in imagenet_labels())
+        others = [name for name in classes.names if name not in imagenet_labels()]
+        other = next((name for name in others if not name.isdecimal()), None)
+        reason = (
+            "some training classes are named by WordNet ids and others by integers"
+            if other is None
+            else f"the training class {other!r} is named neither by a WordNet id nor by an integer "
+            "label of ImageNet-1k, as this test set requires"
+        )
         raise UserError(
-            f"config.robustness.shifts: {kind}: the training class {other!r} is named neither by a "
-            "WordNet id nor by an integer label of ImageNet-1k, as this test set requires; "
-            "rename the class folders of the training data to WordNet ids"
+            f"config.robustness.shifts: {kind}: {reason}; rename the class folders of the training "
+            "data to WordNet ids"
         )
     return numbering
 
