@@ -209,7 +209,7 @@ def unfold(
 
     Args:
         kernel, bias: The parameters of the ordinary patch embedding.
-        fixed: The fixed map to combine with the result.
+        fixed: The fixed map with which the returned parameters are combined.
     """
     plain = np.asarray(kernel, np.float64)
     return np.linalg.solve(fixed.map, plain), np.asarray(bias, np.float64) + fixed.mean @ plain

@@ -84,7 +84,7 @@ def test_another_number_of_processes_begins_the_next_epoch(caplog):
     states = [[9, 1, 3, 1, 2, 4, 1, 2], [9, 0, 4, 0, 0, 9, 0, 2]]
     assert resumed(states, [0, 2], 1, 2) == (4, 0, 0, 9)
     assert resumed(states, [0, 3], 0, 3) == (5, 0, 0, 0)
-    assert "load a batch has changed from 2 to 3: streaming" in caplog.text
+    assert "into 2 parts, and is now divided into 3: streaming resumes" in caplog.text
     assert "resumes at the start of epoch 5" in caplog.text
     assert resumed(None, [0, 1], 0, 1) == START
 
@@ -103,6 +103,7 @@ def test_position_of_an_older_version_is_that_of_its_process(caplog):
     states = [[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]]
     assert resumed(states, [0, 2], 1, 2) == (4, 0, 0, 9)
     assert resumed(states, [0, 1], 1, 2) == resumed(states, [1, 2], 2, 4) == (5, 0, 0, 0)
+    assert "did not store how its 2 processes divided a batch: streaming" in caplog.text
 
 
 def test_run_that_has_not_streamed_before_starts_at_the_first_epoch(caplog):

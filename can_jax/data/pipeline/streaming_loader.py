@@ -285,19 +285,21 @@ def resumed(
         )
         return START
     if len(states[0]) == 6:  # written by an older version, which did not store the slice
-        divided = len(states)
-        own = states[process] if divided == processes == share[1] else None
+        own = states[process] if len(states) == processes == share[1] else None
+        reason = (
+            "the checkpoint is from an older version, which did not store how its "
+            f"{len(states)} processes divided a batch"
+        )
     else:
-        divided = states[0][7]
         own = next((state for state in states if state[6:] == share), None)
+        reason = (
+            f"each batch was divided among the processes into {states[0][7]} parts, and is now "
+            f"divided into {share[1]}"
+        )
     if own is not None:
         return tuple(own[2:6])
     epoch = max(state[2] for state in states) + 1
-    logging.warning(
-        "the number of parts in which the processes load a batch has changed from %d to %d: "
-        "streaming resumes at the start of epoch %d",
-        divided, share[1], epoch,
-    )  # fmt: skip
+    logging.warning("%s: streaming resumes at the start of epoch %d", reason, epoch)
     return (epoch, 0, 0, 0)
 
 
