@@ -389,8 +389,8 @@ class Checkpointer:
         )
         if self._failures >= FAILED_SAVES:
             raise UserError(
-                f"{message}; it is the third failure in a row. Free disk space or make the folder "
-                "writable, then re-run the command to resume"
+                f"{message}. This is the third failure in a row: free disk space or make the "
+                "folder writable, then re-run the command to resume"
             )
         logging.warning("%s; the run continues", message)
 

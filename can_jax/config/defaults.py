@@ -139,9 +139,9 @@ MODEL: Table = {
     "patch_size": Key(16, Whole(1, 2**15), "The side length of a square patch.", unit="pixels"),
     "patch_embed": Key(
         "auto", Choice(PATCH_EMBEDS),
-        "The fixed linear map before the learned patch embedding: none (linear), whitening of the "
-        "data's patches (whitened), or scaling of DCT coefficients (dct). `auto` is whitened for a "
-        "ViT that predicts noise, and linear otherwise.",
+        "The fixed linear map before the learned patch embedding: `linear` uses none, `whitened` "
+        "whitens the data's patches, and `dct` scales their DCT coefficients. `auto` is `whitened` "
+        "for a ViT that predicts noise, and `linear` otherwise.",
         before="linear", was_default=True,
     ),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
@@ -298,8 +298,8 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which a command or a job of several processes "
-        "aborts; 0 means never. A notebook prints its thread stacks instead, and continues.",
+        "The time without a completed step after which a run aborts; 0 means never. A notebook "
+        "with a single process prints its thread stacks instead, and continues.",
         unit="seconds",
     ),
     "data": DATA,

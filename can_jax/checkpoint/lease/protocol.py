@@ -96,7 +96,7 @@ class Lease:
             if ending and not said:
                 said = True
                 logging.warning(
-                    "%s: %s is stopping and still saving; waiting up to %.0f s for it",
+                    "%s: %s is stopping, but still saving; waiting up to %.0f s for its end",
                     self._name, who(holder), left,
                 )  # fmt: skip
             self._clock.sleep(min(self._beat_seconds / 10, left))
@@ -122,7 +122,8 @@ class Lease:
                 if waited >= self.stale_seconds - self._beat_seconds and self.lost is None:
                     self.lost = OSError(
                         f"the lock of {self._name} could not be read for {waited:.0f} s: "
-                        f"{one_line(error)}; this run ends, since another run may have taken over"
+                        f"{one_line(error)}; this run ends, since another run may have taken over "
+                        "the directory"
                     )
                 if self.lost is not None:
                     raise self.lost from error
