@@ -61,8 +61,8 @@ def test_only_the_first_image_and_label_of_a_record_are_used(caplog):
     record = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
     parse = example_parser("two images", "two labels")
     assert [parse(record), parse(record)] == [(b"a", 3)] * 2
-    assert caplog.text.count("'two images' has several images in a record, of which only") == 1
-    assert caplog.text.count("'two labels' has several labels in a record, of which only") == 1
+    assert caplog.text.count("several images in the feature 'two images'; only the first") == 1
+    assert caplog.text.count("several labels in the feature 'two labels'; only the first") == 1
 
 
 @pytest.mark.parametrize("cut", [1, 4, 30, 80])

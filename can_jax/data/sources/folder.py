@@ -322,8 +322,8 @@ def _log_doubtful_classes(classes: list[str], names: list[str]) -> None:
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
         logging.warning(
-            "the folders %s are treated as classes, with images such as %s; set config.data.path "
-            "to one of them to read only that folder", some(classes), shown(names[0]),
+            "the folders %s are treated as classes, with images such as %s; to read only one of "
+            "these folders, set config.data.path to it", some(classes), shown(names[0]),
         )  # fmt: skip
 
 

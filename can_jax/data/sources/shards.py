@@ -225,7 +225,7 @@ def _log_label_type(kind: str | None, where: str) -> None:
 @functools.cache
 def _log_several(what: str, where: str) -> None:
     """Log a warning, once for each feature, if a record has several images or labels."""
-    logging.warning("%s has several %s in a record, of which only the first is used", where, what)
+    logging.warning("a record has several %s in %s; only the first of them is used", what, where)
 
 
 def tar_reader(data: ConfigDict) -> Read:

@@ -110,7 +110,7 @@ def _log_left_out(index: Path, facts: dict[str, Any]) -> None:
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
             "the index %s was written by an older version of can_jax, which missed images in tars "
-            "and distinguished fewer splits; %s, which changes the order of examples",
+            "and distinguished fewer splits; %s. Rebuilding changes the order of examples",
             index, REBUILD,
         )  # fmt: skip
     if facts.get("undecodable"):

@@ -180,7 +180,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
         )
         if not names:
             raise UserError(message)
-        logging.warning("%s; without both settings, the compressed tars are left out", message)
+        logging.warning("%s; until both are set, the compressed tars are left out", message)
     return sorted(names)
 
 
