@@ -163,7 +163,8 @@ def check_updates(settings: Any) -> None:
     if not np.allclose(2 * half, full, atol=1e-3 * np.abs(full).max()):
         raise UserError(
             f"config.optimizer.name={settings.name!r}: the updates are not proportional to the "
-            "learning rate, as the train step requires; choose another optimizer, such as adamw"
+            "learning rate. The train step requires proportional updates; choose another "
+            "optimizer, such as adamw"
         )
 
 

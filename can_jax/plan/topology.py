@@ -148,10 +148,10 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     kind, shape = parsed[1], tuple(int(size) for size in parsed[2].split("x"))
     if slices < 1 or 0 in shape:
         raise UserError(
-            f"--topology={name}, --slices={slices}: give at least 1 slice, and sizes of at least 1"
+            f"--topology={name}, --slices={slices}: the numbers in both must be at least 1"
         )
     if (count := math.prod(shape) * slices) > LARGEST:
-        raise UserError(f"--topology={name}: {count:,} devices; give at most {LARGEST:,}")
+        raise UserError(f"--topology={name} has {count:,} devices; give at most {LARGEST:,}")
     if kind in TPUS:
         return _tpu(name, kind, shape, slices)
     if kind in GPUS:

@@ -36,8 +36,8 @@ class Report:
         self._reference = self._results[self._plan.reference]
         if not self._reference:
             raise UserError(
-                f"{driver.results} lacks results of the arm {self._plan.reference!r} at some "
-                "learning rate: run the study first"
+                f"{driver.results} lacks results of the arm {self._plan.reference!r} for at least "
+                "one learning rate: run the study first"
             )
 
     def write(self) -> None:

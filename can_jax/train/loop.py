@@ -273,8 +273,8 @@ class Loop:
         )
         if not spike.rewinds:
             logging.warning(
-                "%s; config.spike.rewinds=3 would roll back to a checkpoint before the spike, "
-                "and skip the batches up to this step",
+                "%s; config.spike.rewinds=3 would roll back to a checkpoint from before the "
+                "spike, and skip the batches up to this step",
                 message,
             )
             return None
@@ -330,9 +330,9 @@ class Loop:
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config
         try:
             write_failed_step(folder, config, step, state, batch)
-            dump = f"python -m can_jax.replay {folder} reproduces the step"
+            dump = f"python -m can_jax.replay {folder} reproduces the step {step}"
         except (OSError, UserError) as error:
-            dump = f"the step could not be written to {folder}: {one_line(error)}"
+            dump = f"the step {step} could not be written to {folder}: {one_line(error)}"
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
             f"{step - STEPS_IN_FLIGHT}: {dump}; a lower optimizer.learning_rate may help"

@@ -106,7 +106,7 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
             f"out of memory on {devices.kind} with config.batch_size={config.batch_size}, "
             f"config.accumulation.microbatches={config.accumulation.microbatches} and "
             f"config.model.remat={config.model.remat}; {what_fits(config, devices)}. "
-            f"can-jax plan compiles the step and prints its memory ({one_line(error)[:120]})"
+            f"can-jax plan prints the memory that the step needs ({one_line(error)[:120]})"
         ) from error
 
 

@@ -97,7 +97,7 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
     if not is_of_library(read_json(folder / CONFIG)):
         raise UserError(
             f"{folder}/{CONFIG} is neither the configuration of a run nor that of a model of "
-            "Hugging Face (model_type) or timm (architecture)"
+            "Hugging Face or timm: it lacks the keys model_type, architectures and architecture"
         )
     if not files:
         raise UserError(f"{folder} is incomplete: it holds none of {', '.join(FILES)}")

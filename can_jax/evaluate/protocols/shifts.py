@@ -154,7 +154,7 @@ def same_classes(context: EvalContext, path: str, classes: Classes) -> tuple[Par
     numeric = all(name.isdecimal() for name in source.label_names)
     if source.label_names and not classes.names and not numeric:
         raise UserError(
-            f"{called} has class folders, but the classes of the training data have no names to "
+            f"{called} has class folders, but the training data has no class names with which to "
             "match them"
         )
     return open_part(data, WHOLE, source, count, classes, called)
