@@ -29,7 +29,8 @@ from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch
 # For an optional key without a default, the description states the behavior if it is not set.
 DATA: Table = {
     "source": Key("folder", Choice(SOURCES), "The type of the data source, such as `folder`."),
-    "path": Key(None, Text(), "The path or URL of the data: a folder, or a pattern of shards."),
+    "path": Key(None, Text(),
+        "The path or URL of the data: a folder, or a pattern that matches shards."),
     "name": Key(None, Text(), "The name of the data set, for the source `tfds`."),
     "split": Key("train", Text(), "The name of the split to train on."),
     "image_size": Key(
@@ -228,9 +229,8 @@ OPTIMIZER: Table = {
         "The decay rate of an exponential moving average (EMA) of the parameters; 0 disables it. "
         "With an EMA, the probe, evaluations and exports use the averaged parameters.",
     ),
-    "ema_warmup": Key(
-        True, Switch(), "Whether to limit the EMA's decay rate after t steps to (1 + t) / (10 + t)."
-    ),
+    "ema_warmup": Key(True, Switch(),
+        "Whether to limit the EMA's decay rate to (1 + t) / (10 + t), where t counts the steps."),
 }  # fmt: skip
 
 MESH: Table = {

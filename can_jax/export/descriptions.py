@@ -237,7 +237,7 @@ def timm_arrays(model: Model, contents: str = "encoder") -> dict[str, np.ndarray
         bias = arrays.pop("patch_embed.proj.bias")
         if bias.any():
             raise UserError(
-                "--format=timm cannot express a bias of the patch embedding before pre_norm; "
+                "--format=timm cannot express a patch embedding with a bias if pre_norm is set; "
                 "--format=safetensors and stablehlo can"
             )
     if "reg_token" in arrays:  # Registers have no positions of their own.

@@ -192,7 +192,7 @@ def test_index_that_is_not_of_the_data_is_refused(tmp_path):
     path = tmp_path / "train-1.tfrecord"
     content = path.read_bytes()
     write_tfrecord(path, IMAGES[5:8])
-    with pytest.raises(UserError, match=r"train-1\.tfrecord, whose size has changed; rebuild it"):
+    with pytest.raises(UserError, match=r"train-1\.tfrecord, whose size has changed; rebuild"):
         open_tfrecord(str(tmp_path), "train")
     path.write_bytes(content)
     write_tfrecord(tmp_path / "train-2.tfrecord", IMAGES[:1])

@@ -157,7 +157,9 @@ def _in_class_folders(folder: Path, names: list[str]) -> list[Image]:
     if loose := next((name for name in names if os.sep not in name), None):
         inner = next((name for name in names if os.sep in name), None)
         but = f", but {folder / inner} is in one" if inner else ""
-        raise UserError(f"{folder / loose} is in no class folder{but}; move it to {folder}/CLASS/…")
+        raise UserError(
+            f"{folder / loose} is in no class folder{but}; move {loose} to {folder}/CLASS/…"
+        )
     return [
         Image(str(folder / name), 0, -1, os.path.basename(name), name.split(os.sep)[0])
         for name in names

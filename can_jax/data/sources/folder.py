@@ -123,7 +123,7 @@ def _refuse_splits_as_classes(
             if other != standard(split):
                 raise UserError(
                     f"the index of {shown(path)} treats the folder {shown(name)} of the split "
-                    f"{other} as a class; rebuild it with python -m can_jax.data.index"
+                    f"{other} as a class; rebuild the index with python -m can_jax.data.index"
                 )
 
 

@@ -21,7 +21,7 @@ from can_jax.data.storage.splits import some, spellings, split_of_file
 from can_jax.utils.errors import UserError
 
 CHECKED = 10_000  # names and folder entries examined in the search for images that were added
-REBUILD = "rebuild it with python -m can_jax.data.index"
+REBUILD = "rebuild the index with python -m can_jax.data.index"
 
 
 def stored_table(
