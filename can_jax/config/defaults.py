@@ -95,7 +95,7 @@ AUGMENT: Table = {
     "crop_interpolation": Key("bilinear", Choice(("bilinear", "bicubic")),
         "The interpolation of crops; `bicubic` is slower, and antialiased as in Pillow."),
     "crop_fit": Key("redraw", Choice(("redraw", "clamp")),
-        "Whether a crop that exceeds the image is redrawn (redraw) or cut to it (clamp)."),
+        "Whether to redraw a crop that exceeds the image (redraw), or to cut it to fit (clamp)."),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
     "brightness": Key(
