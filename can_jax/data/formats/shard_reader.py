@@ -220,6 +220,6 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     if kinds - reported:
         reported.update(kinds)
         logging.warning(
-            "%s: members not used: %s; further members of these kinds are not logged",
+            "%s has members that are not used: %s; further members of these kinds are not logged",
             shown(path), list_unused(unused),
         )  # fmt: skip

@@ -97,7 +97,7 @@ def _labeled(table: Table, path: str, root: str) -> Table:
     count = int((labels < 0).sum())
     if count == len(labels):
         logging.warning(
-            "config.data.labels=%s names no image in %s, so it is not used",
+            "config.data.labels=%s is not used, since it names no image in %s",
             shown(path), shown(root),
         )  # fmt: skip
         return table

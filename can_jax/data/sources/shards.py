@@ -136,7 +136,9 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     if problems:
         logging.warning("%s", first_of(problems))
     if unused:
-        logging.warning("%s: tar members not used: %s", shown(root), list_unused(unused))
+        logging.warning(
+            "%s has tar members that are not used: %s", shown(root), list_unused(unused)
+        )
     if not sum(len(shard.offset) for shard in scans):
         raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
     table = join(list(names), scans)
