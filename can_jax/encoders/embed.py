@@ -187,8 +187,8 @@ def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
         store_identity(epath.Path(folder), identity)
     elif lines := differences(identity | stored, identity):
         raise UserError(
-            f"{folder} holds features of an interrupted call with other settings: {lines[0]}; "
-            "remove that folder, or give another --output"
+            f"{folder} holds features of an interrupted call, whose settings differ from those of "
+            f"this call: {lines[0]}; remove that folder, or give another --output"
         )
 
 

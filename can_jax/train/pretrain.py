@@ -293,7 +293,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         pieces = f" and {parts} microbatches" if parts > 1 else ""
         raise UserError(
             f"config.batch_size={config.batch_size} cannot be split evenly over the {devices} "
-            f"devices of mesh.data x mesh.fsdp{pieces}; the nearest valid values: {nearest}"
+            f"devices of mesh.data x mesh.fsdp{pieces}; valid sizes are, for example, {nearest}"
         )
 
 
