@@ -36,8 +36,9 @@ def matrix_product(
 
     The gradient with respect to the kernel is ``x.T @ gradient``, where ``gradient`` is the
     gradient with respect to the output. XLA's CPU backend computes a product with a transposed left
-    matrix by a slower routine. Therefore the backward pass first transposes the narrower of ``x``
-    and ``gradient``. An optimization barrier keeps XLA from merging the transpose into the product.
+    matrix by a slower routine. Therefore the backward pass first transposes ``x`` or ``gradient``,
+    whichever is narrower. An optimization barrier keeps XLA from merging the transpose into the
+    product.
     """
     return x @ kernel
 
@@ -69,7 +70,8 @@ def linear_product(x: Array, kernel: Array) -> Array:
 
     On CPUs, all leading axes of ``x`` are merged into one, which makes the backward pass up to
     twice as fast. On TPUs, the leading axes are not merged, since merging the axes of a shape such
-    as (32, 99, width) would copy ``x``. On GPUs, `unfused` is applied to the product.
+    as (32, 99, width) would copy ``x``. On GPUs, `unfused` keeps XLA from fusing later additions
+    into the product.
     """
     if platform() != "cpu":
         return unfused(jnp.matmul(x, kernel))
@@ -249,8 +251,9 @@ def _parts(query: Heads, key: Heads) -> int:
     """Return the number of equal parts into which to split the attention heads.
 
     The result is the smallest divisor of the number of heads for which the logits of a part take at
-    most `TPU_LOGITS_BYTES` per device. If no divisor suffices, the result is the number of heads.
-    If heads are sharded over devices, or the batch size is symbolic, the result is 1.
+    most `TPU_LOGITS_BYTES` per device. If even the logits of a single head take more, the result is
+    the number of heads. If heads are sharded over devices, or the batch size is symbolic, the
+    result is 1.
     """
     rows, heads, queries, _ = query.shape
     if axis_size("tensor") > 1 or not isinstance(rows, int):

@@ -89,8 +89,8 @@ def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
 
     In the statistical model, pixels at a distance d along a spatial axis have correlation
     ``SPATIAL ** d``, as is common in image coding. Different channels of a pixel have correlation
-    ``SPECTRAL`` in the model. For CIFAR-10 patches of 4 x 4 pixels, the map lowers the condition
-    number of the covariance from 4e4 to 48.
+    ``SPECTRAL`` in the statistical model. For CIFAR-10 patches of 4 x 4 pixels, the map lowers the
+    condition number of the covariance from 4e4 to 48.
 
     Args:
         patch_size: The side length of a patch in pixels.
@@ -209,7 +209,7 @@ def unfold(
 
     Args:
         kernel, bias: The parameters of the ordinary patch embedding.
-        fixed: The fixed map with which the returned parameters are combined.
+        fixed: The fixed map that the network applies before the returned kernel and bias.
     """
     plain = np.asarray(kernel, np.float64)
     return np.linalg.solve(fixed.map, plain), np.asarray(bias, np.float64) + fixed.mean @ plain

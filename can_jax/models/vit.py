@@ -167,8 +167,8 @@ class Attention(nnx.Module):
         """Yield query, key and value of shape (rows, tokens, heads, head width), the layout for
         GPUs.
 
-        One matrix product computes query, key and value. A single GPU kernel makes the copies that
-        cuDNN requires.
+        One matrix product computes query, key and value. A single GPU kernel makes the copies of
+        query, key and value that cuDNN requires.
         """
         kernel, bias = self._qkv_parameters()
         product = jnp.einsum("rtw,wihd->rtihd", x.astype(kernel.dtype), kernel)
@@ -257,10 +257,10 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
     """Separate the biases of linear layers from the other parameters, and repeat the biases for
     each sequence.
 
-    The separation speeds up the gradients of biases on GPUs. XLA's GPU compiler sums the gradient
-    of a bias over all tokens with two kernels per layer. With a bias for each sequence, the sum
-    over its tokens is fused into the kernel that computes the gradient. The sum over sequences is
-    then computed once for all layers.
+    On GPUs, repeating the biases speeds up their gradients. XLA's GPU compiler sums the gradient of
+    a bias over all tokens with two kernels per layer. With a bias for each sequence, the sum over
+    its tokens is fused into the kernel that computes the gradient. The bias gradients are then
+    summed over sequences once for all layers.
 
     Args:
         layers: The parameters of all blocks, stacked along a leading layer axis.
@@ -268,7 +268,7 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
 
     Returns:
         Two trees: the parameters without the biases of linear layers, and these biases with shape
-        (layers, rows, 1, …). The axis of size 1 of the biases broadcasts over tokens.
+        (layers, rows, 1, …). The axis of size 1 broadcasts the biases over tokens.
     """
     flat = traverse_util.flatten_dict(layers)
     biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}

@@ -194,7 +194,7 @@ class Reporter:
         """Show the progress between status lines, unless the output is quiet or JSON.
 
         A terminal shows a progress bar. In a file or pipe, updates are appended to a progress line.
-        They stop after `GROWING_SECONDS`.
+        The progress line ends after `GROWING_SECONDS`.
         """
         if output.quiet or output.json or self.console.quiet:
             return
@@ -261,7 +261,7 @@ class Reporter:
             self.say(line)
 
     def stop_progress(self) -> None:
-        """Stop showing the progress between status lines."""
+        """Stop the progress display that `start_progress` started."""
         self._bar.stop()
         if self._growing:
             end_line()  # without the words that end the line of an operation

@@ -11,7 +11,7 @@ class TraceWindow:
     """A profiler trace of at most `TRACED_STEPS` steps, after `WARM_STEPS` steps without a trace.
 
     Args:
-        workdir: The run directory, in whose folder ``tensorboard`` the trace is stored.
+        workdir: The run directory. The trace is stored in its folder ``tensorboard``.
         first: The step from which the run starts or resumes.
         total: The last step of the run. If fewer than `WARM_STEPS` + `TRACED_STEPS` steps remain,
             the trace begins without warm-up steps.

@@ -72,7 +72,7 @@ class Watchdog:
             dump_stacks_after(None)
 
     def _reset_timer(self) -> None:
-        """Reset the timer in C, if this process may use it."""
+        """Reset the C timer that prints the stacks, if this process may use the timer."""
         if self._ends_process:
             dump_stacks_after(self._seconds + MARGIN_SECONDS)
 
@@ -82,7 +82,8 @@ def section(doing: str, seconds: float) -> Iterator[None]:
     """Print progress messages during an operation, and abort the command if the operation exceeds a
     time limit.
 
-    Single-process programs other than commands are not aborted; see `Watchdog`.
+    A single-process program other than a command, such as a notebook, is not aborted; see
+    `Watchdog`.
 
     Args:
         doing: The operation that the messages name, such as "opening the data".
