@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     ]  # fmt: skip
     arms += [
         {"name": f"{name}, equal FLOPs", **METHOD, "like": name, "equal_flops": True}
-        for name in ("simclr", "mae")
+        for name in ("simclr", "simclr_koleo_whitened", "mae")
     ]
     arms += [
         {"name": name, "group": group, "like": "can", "changes": changes}
