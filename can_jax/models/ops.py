@@ -251,9 +251,9 @@ def _parts(query: Heads, key: Heads) -> int:
     """Return the number of equal parts into which to split the attention heads.
 
     The result is the smallest divisor of the number of heads for which the logits of a part take at
-    most `TPU_LOGITS_BYTES` per device. If even the logits of a single head take more, the result is
-    the number of heads. If heads are sharded over devices, or the batch size is symbolic, the
-    result is 1.
+    most `TPU_LOGITS_BYTES` per device. If even the logits of a single head exceed
+    `TPU_LOGITS_BYTES`, the result is the number of heads. If heads are sharded over devices, or the
+    batch size is symbolic, the result is 1.
     """
     rows, heads, queries, _ = query.shape
     if axis_size("tensor") > 1 or not isinstance(rows, int):

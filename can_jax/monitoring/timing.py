@@ -169,7 +169,7 @@ class InputWatch:
     def __call__(self, share: float, images_per_second: float) -> str | None:
         """Return a message for the first input-bound window, and None for every other window.
 
-        The first window is ignored, since the pipeline is still filling.
+        The first window is ignored, since the buffers of the input pipeline are still filling.
 
         Args:
             share: The fraction of the window's time spent waiting for images, between 0 and 1.

@@ -27,7 +27,7 @@ def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
 
     - ``total_correlation``: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``, where ``R``
       is the correlation matrix. The value is the total correlation per dimension of a Gaussian with
-      the shrunk correlation matrix. Similarly, beta-TCVAE (arXiv 1802.04942) penalizes the total
+      the shrunk correlation matrix. The beta-TCVAE (arXiv 1802.04942) penalizes the total
       correlation of a latent code.
 
     Both penalties are 0 for uncorrelated dimensions.

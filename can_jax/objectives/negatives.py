@@ -5,12 +5,13 @@ over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the t
 ``D`` is the softmax denominator. The denominator ``D`` depends on the options:
 
 - Default: ``D = P + G``, where ``P`` is the sum of ``exp(s / t)`` over positives and ``G`` the sum
-  over negatives. Without further options, the loss equals that of `can_jax.objectives.contrastive`.
+  over negatives. With the default options, the loss equals
+  `can_jax.objectives.contrastive.contrast`.
 
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
 
 - Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights with mean 1, proportional to
-  ``exp(b s / t)``. The weights are equal for a hardness ``b`` of 0.
+  ``exp(b s / t)``. For a hardness ``b`` of 0, all negatives have the same weight.
 
 - Debiased (arXiv 2007.00224, eq. 8): a fraction ``p`` of the ``N`` negatives is assumed to have the
   query's class. The sum ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 /

@@ -188,7 +188,7 @@ def projected(arrays: Arrays, head: Callable[..., Array]) -> Float[Array, "rows 
 
 
 def on_sphere(rows: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
-    """Return the L2-normalized rows, sharded over devices by rows."""
+    """Return the L2-normalized rows, sharded over devices along the row axis."""
     return constrain_batch_sharding(normalize(rows))
 
 

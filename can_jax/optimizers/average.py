@@ -13,7 +13,8 @@ def update_average(
     """Return the exponential moving average after an update with new parameters.
 
     With ``warmup``, the decay rate at step ``t`` is ``min(decay, (1 + t) / (10 + t))``, so the
-    initial parameters are soon forgotten. Otherwise the decay rate is ``decay`` at all steps.
+    initial parameters are soon forgotten. Without ``warmup``, the decay rate is ``decay`` at all
+    steps.
 
     Args:
         average: The previous moving average, a pytree like ``parameters``.

@@ -96,7 +96,8 @@ def lars(
     """Return LARS (arXiv 1708.03888) without the multiplication by the learning rate.
 
     Only parameters that `can_jax.optimizers.weight_decay.decay_mask` selects have a weight decay
-    and a trust ratio. Biases and normalization scales have neither, as in VICReg and SimCLR.
+    and a trust ratio. Biases and normalization scales have no weight decay and no trust ratio, as
+    in VICReg and SimCLR.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),

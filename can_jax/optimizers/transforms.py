@@ -97,7 +97,8 @@ def transform(settings: Any) -> optax.GradientTransformation:
     learning rate.
 
     The train step multiplies the update by the learning rate. Config keys such as ``beta1`` set the
-    optimizer's parameters, such as ``b1``. ``optimizer.options`` take precedence over these keys.
+    optimizer's parameters, such as ``b1``. Values in ``optimizer.options`` take precedence over
+    config keys such as ``beta1``.
 
     If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
     update. The mask `decay_mask` excludes biases, scales, tokens and position embeddings from
