@@ -282,7 +282,7 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
 
 
 def merged(first: Any, second: Any) -> Any:
-    """Merge two nested dicts without common leaves."""
+    """Merge two nested dicts that have no leaf path in common."""
     flat = traverse_util.flatten_dict(first) | traverse_util.flatten_dict(second)
     return traverse_util.unflatten_dict(flat)
 

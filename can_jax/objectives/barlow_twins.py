@@ -33,7 +33,7 @@ def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple
         arrays: The network outputs and targets of one training step.
         head: The projection head, called once on the pooled embeddings of all views of the global
             batch.
-        redundancy: The coefficient of the off-diagonal terms of ``C``.
+        redundancy: The coefficient of the squared off-diagonal entries of the matrix ``C``.
     """
     z = projected_by_view(arrays, head)
     centered = z - z.mean(axis=0)

@@ -90,9 +90,9 @@ class Plan:
     def step_seconds(self) -> float:
         """The expected time of a step in seconds.
 
-        The expected time is the estimate divided by the calibrated ratio. Without an estimate, the
-        expected time is the sum of `compute_seconds` and `communication_seconds`, which assumes no
-        overlap.
+        The expected time is the estimated time divided by `Calibration.ratio`. Without an estimate,
+        the expected time is the sum of `compute_seconds` and `communication_seconds`, which assumes
+        no overlap.
         """
         if self.estimate is not None and self.calibration is not None:
             return self.estimate.seconds / self.calibration.ratio

@@ -143,7 +143,7 @@ device_description_str: "{gpu.kind}"
 def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | None, str]:
     """Return the devices for XLA's GPU compiler, which can compile on a machine without a GPU.
 
-    Call this function before JAX initializes a backend. It sets the environment variables
+    Call this function before JAX initializes a backend. The function sets the environment variables
     ``JAX_SKIP_CUDA_CONSTRAINTS_CHECK`` and ``XLA_FLAGS``, which `can_jax.plan.topology.planning`
     restores.
 

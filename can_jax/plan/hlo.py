@@ -81,9 +81,9 @@ def collectives(program: Program | str, mesh: Mesh) -> list[Collective]:
 def chain_of(instruction: Instruction) -> str | None:
     """Return the chain ID of a collective, or None without an ID.
 
-    The TPU compiler may split a collective over several fusions. The operations in these fusions
-    share a chain ID. A channel ID does not identify a collective: the collectives of several
-    gradients can share one channel ID.
+    The TPU compiler may split a collective over several fusions. All operations of one split
+    collective share a chain ID. A channel ID does not identify a collective: the collectives of
+    several gradients can share one channel ID.
     """
     return instruction.attribute(r'chain_id="(\d+)"')
 

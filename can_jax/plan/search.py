@@ -58,7 +58,7 @@ class Attempt:
 
 
 def choice_of(config: ConfigDict, devices: int) -> Choice:
-    """Return the current values of the searched settings in a configuration."""
+    """Return a configuration's values of the settings that a search may change."""
     shape = mesh_shape(config.mesh, devices)
     return Choice(config.model.remat, config.accumulation.microbatches, shape)
 
@@ -66,8 +66,8 @@ def choice_of(config: ConfigDict, devices: int) -> Choice:
 def fit_mesh(config: ConfigDict, devices: int) -> str | None:
     """Change the mesh of a configuration in place if it does not match the number of devices.
 
-    The sizes of `tensor` and `fsdp` are reduced to divisors of the number of devices. The axis
-    `data` gets the remaining devices.
+    The sizes of `tensor` and `fsdp` are reduced to divisors of the number of devices. The size of
+    `data` becomes the number of devices divided by the new sizes of `tensor` and `fsdp`.
 
     Args:
         config: The configuration, whose block ``config.mesh`` may be changed.
@@ -138,8 +138,8 @@ class Search:
         """Compile choices one after another.
 
         The search ends after ``tries`` choices. If no choice is predicted to fit, the search
-        compiles the one with the smallest predicted memory. If that choice does not fit either, the
-        search ends.
+        compiles the one with the smallest predicted memory. The search ends when a compiled choice
+        does not fit and no choice was predicted to fit.
 
         Args:
             tries: The maximum number of choices to compile.

@@ -101,8 +101,8 @@ def planning() -> Iterator[None]:
 
     Inside the context, JAX uses only the CPU. The compilation cache is disabled, since it cannot
     load programs for devices that are not attached. If the process has not used JAX before, JAX
-    drops its devices and compiled programs when the context ends. The process can then use its own
-    devices.
+    drops its devices and compiled programs when the context ends. After the context, the process
+    can use the attached devices.
     """
     unused, devices = not _is_jax_used(), getattr(jax.config, CPU_DEVICES)
     with (
@@ -118,7 +118,10 @@ def planning() -> Iterator[None]:
 
 
 def _is_jax_used() -> bool:
-    """Return whether JAX has initialized its devices and thereby fixed their number."""
+    """Return whether JAX has initialized its devices.
+
+    After the initialization, JAX rejects a new number of CPU devices.
+    """
     devices = getattr(jax.config, CPU_DEVICES)
     try:
         jax.config.update(CPU_DEVICES, devices + 1)
@@ -135,8 +138,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 
     Args:
         name: The kind of device and the shape, such as `v5e:16x16` or `h100:8x4`.
-        slices: The number of TPU slices of this shape. For GPUs, the number of hosts is multiplied
-            by ``slices``.
+        slices: The number of TPU slices, each with the shape in ``name``. For GPUs, the number of
+            hosts is multiplied by ``slices``.
 
     Raises:
         UserError: The name is invalid, or JAX is already initialized with another number of CPU

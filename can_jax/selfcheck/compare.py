@@ -125,8 +125,8 @@ def errors(computed: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 
     A relative error is the largest absolute difference, divided by the largest absolute reference
     value. The difference of a gradient is divided by at least 1e-6 times the largest absolute entry
-    of all gradients. If the divisor is 0, the difference is not divided. Gradients are compared
-    array by array, and only the largest error of each block or module is returned.
+    of all gradients. If the divisor would be 0, the error is the absolute difference. Gradients are
+    compared array by array, and only the largest error of each block or module is returned.
 
     Args:
         computed: The quantities that this installation computed, by name.
