@@ -200,5 +200,5 @@ def file_system(path: Path) -> str:
 
 
 def gb(size: int) -> str:
-    """Format a number of bytes in GB, such as ``1.6 GB``."""
+    """Convert a size in bytes to text in GB, such as ``1.6 GB``."""
     return f"{size / 1e9:.1f} GB"

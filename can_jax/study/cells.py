@@ -1,7 +1,7 @@
 """The methods that studies compare, and variants of CAN's denoising branch.
 
 A cell is a dict of changes to a CAN recipe, by dotted key. Each value of
-`can_jax.config.baselines.METHODS` is also such a dict of changes.
+`can_jax.config.baselines.METHODS` is also a cell.
 """
 
 from typing import Any

@@ -40,7 +40,7 @@ def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float | None]]:
     """Return a record of the metrics in `CURVES` for each logged step, with five significant
     digits.
 
-    A value is None if it was not finite.
+    Logged values that were not finite are returned as None.
     """
     merged: dict[int, dict[str, float | None]] = {}
     for line in logged:
@@ -54,12 +54,13 @@ def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float | None]]:
 
 
 def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[str, bytes]]:
-    """Evaluate a finished run, and collect its result and its pictures.
+    """Evaluate a finished run, and return its result and pictures.
 
     Args:
         plan: The plan of the study, which holds the configuration of the evaluation.
         run: The finished run to evaluate.
-        workdir: The directory of the run. The evaluation is stored in its folder ``evaluation``.
+        workdir: The directory of the run. The evaluation is stored in the subfolder ``evaluation``
+            of this directory.
 
     Returns:
         The result to store as JSON, and the content of each picture by file name. Pictures are
@@ -151,8 +152,8 @@ class Driver:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
         The file name contains a hash of the settings. For the same run, an older version of the
-        package computed another hash, since it had fewer settings. Results of older versions are
-        found by their stored settings.
+        package computed another hash, since it had fewer settings. Results of older package
+        versions are found by their stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -162,7 +163,7 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run, or None without a result. The returned dict also has
+        """Return the stored result of a run, or None if there is none. The returned dict also has
         the key ``file``, the name of the result file without suffix."""
         name = self.name_of(run)
         if name is None:
@@ -183,9 +184,9 @@ class Driver:
     def missing(self) -> Iterator[Run]:
         """Yield the runs that have no result and can be trained now.
 
-        A tuned arm first has one run per learning rate, with seed 0. An arm that is not tuned
-        inherits a learning rate. The runs of this arm start after the inherited rate is selected.
-        Once its rate is selected, an arm has one run per seed.
+        A tuned arm first has one run per learning rate, with seed 0. Once its rate is selected, an
+        arm has one run per seed. An arm that is not tuned inherits a learning rate, so its runs
+        start after this rate is selected.
         """
         for arm in self.plan.arms.values():
             runs: list[Run] = []
@@ -239,11 +240,11 @@ class Driver:
     def tried(self, arm: Arm) -> dict[float, float | None]:
         """Return the held-out accuracies in percent, by rate, from which an arm's rate is selected.
 
-        The held-out examples are training examples. An arm that is not tuned has the accuracies of
-        the arm whose rate it inherits. The accuracy is None for a rate without a result. If the
-        best of several rates is the largest, twice that rate is also tried; if it is the smallest,
-        half that rate is also tried. More rates are added until the best one is neither the largest
-        nor the smallest.
+        The held-out examples are taken from the training examples, not from the test examples. An
+        arm that is not tuned has the accuracies of the arm whose rate it inherits. The accuracy is
+        None for a rate without a result. If the best of several rates is the largest, twice that
+        rate is also tried; if it is the smallest, half that rate is also tried. More rates are
+        added until the best one is neither the largest nor the smallest.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -288,8 +289,8 @@ class Driver:
     def _remaining(self) -> str:
         """Return a line with the number of missing runs, and an estimate of their training time.
 
-        The estimate assumes the median speed of the stored results, in FLOP/s. The time is omitted
-        if the length of a missing run is set by a key that no stored result uses.
+        The estimate is based on the median training speed of the stored results. The time is
+        omitted if the length of a missing run is set by a key that no stored result uses.
         """
         missing = list(self.missing())
         paces: dict[str, list[float]] = {}

@@ -41,11 +41,11 @@ class Measure:
         return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # Adding 0.0 avoids "-0.0".
 
     def mean(self, results: list[Result]) -> float:
-        """Return the mean of the metric over results, one per seed."""
+        """Return the mean of the metric over the results of an arm."""
         return statistics.mean(map(self.of, results))
 
     def spread(self, results: list[Result]) -> str:
-        """Format the mean of the metric over results, one per seed; append the standard deviation
+        """Format the mean of the metric over the results of an arm; append the standard deviation
         if there are several results."""
         mean = self.format(self.mean(results))
         if len(results) < 2:
@@ -61,7 +61,7 @@ def measures_of(protocol: str) -> tuple[Measure, ...]:
     important one first.
 
     Raises:
-        UserError: The protocol does not define such metrics.
+        UserError: The protocol defines no metrics to compare.
     """
     if not (compared := PROTOCOLS.get(protocol).compared):
         able = ", ".join(name for name, entry in PROTOCOLS.items() if entry.compared)

@@ -34,10 +34,12 @@ class Arm:
         group: The group under which the report lists the arm.
         changes: The changes to the study's recipe, by dotted key. A learning rate in ``changes``
             replaces the inherited learning rate.
-        like: The name of the arm whose changes this arm inherits, or None. The named arm must
-            precede this arm in the study. An arm that is not tuned also inherits the learning rate.
+        like: The name of the arm whose changes this arm inherits, or None. An arm can inherit only
+            from an arm that precedes it in the study. An arm that is not tuned also inherits the
+            learning rate.
         tuned: Whether to select the learning rate by trial instead of inheriting it. All rates of
-            the study are tried with seed 0. If the study has one rate, it is used without a trial.
+            the study are tried with seed 0. If the study has only one rate, this rate is used
+            without a trial.
         seeds: The number of runs at the selected learning rate, with the seeds 0, 1 and so on.
         equal_flops: Whether to train for as many FLOPs as the reference arm, instead of for as many
             images.
@@ -72,7 +74,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the run directory and of the result file."""
+        """The name of the run directory, and of the result file without suffix."""
         words = "".join(c if c.isalnum() else " " for c in self.arm.name).split()
         return f"{'_'.join(words)}-{self.key}"
 
@@ -142,7 +144,8 @@ class Plan:
         self.reference: str = study.reference
 
     def tuned_like(self, arm: Arm) -> Arm:
-        """Return the arm whose tuned learning rate ``arm`` uses."""
+        """Return the tuned arm whose learning rate ``arm`` inherits, or ``arm`` itself if it is
+        tuned."""
         return arm if arm.tuned else self.tuned_like(self.arms[str(arm.like)])
 
     def changes(self, arm: Arm) -> dict[str, Any]:

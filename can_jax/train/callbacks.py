@@ -101,8 +101,8 @@ class Log(Callback):
     def early(self, step: int, metrics: dict[str, Any]) -> None:
         """Print a status line if none was printed in the `EARLY_SECONDS` after the first step.
 
-        The training loop calls `early` after every step whose metrics it does not log. No metrics
-        are written.
+        The training loop calls `early` after every step whose metrics it does not log. `early`
+        prints the metrics, but does not write them.
         """
         if self._logged or jax.process_index():
             return
@@ -258,7 +258,7 @@ class PretrainCallbacks(Log):
 
     def picture(self, step: int, state: TrainState) -> None:
         """Draw the figure of a step, write it as a PNG file, and pass it to the experiment
-        trackers. Errors are logged as a warning."""
+        trackers. Errors are logged as warnings."""
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:

@@ -234,11 +234,11 @@ def fit(
 ) -> tuple[int, str, int]:
     """Return a batch size, remat policy and number of microbatches that fit the device memory.
 
-    Combinations are tried in this order:
+    Combinations of the three settings are tried in this order:
 
     - Batches of at least `SMALLEST_BATCH`, the largest first, with the fewest microbatches and each
-      of the first three remat policies. If all batches are below `SMALLEST_BATCH`, only the largest
-      batch is tried.
+      of the first three remat policies. If all batches are below `SMALLEST_BATCH`, the first stage
+      tries only the largest batch.
 
     - The smallest batch tried so far, with more microbatches and all remat policies but the first.
 

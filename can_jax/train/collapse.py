@@ -17,7 +17,8 @@ def embedding_metrics(pooled: Float[Array, "rows width"], views: int) -> dict[st
 
     Args:
         pooled: The embeddings of all views. The views of an image are consecutive rows.
-        views: The number of views of each image. For one view, the alignment is omitted.
+        views: The number of views of each image. With one view per image,
+            ``embedding/alignment`` is omitted.
     """
     unit = normalize(pooled.astype(jnp.float32))
     rows, width = unit.shape

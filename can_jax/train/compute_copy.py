@@ -24,9 +24,9 @@ STACKED = "blocks/layers/"  # in the paths of parameters with a layer axis
 def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any]) -> Tree:
     """Cast parameters to narrower compute dtypes, and gather them along the mesh axis `data`.
 
-    The stored parameters are split along `data` only if `splits_state` returns True. Without
-    microbatches, the stacked parameters of the transformer blocks stay sharded, and each block
-    gathers its own parameters.
+    The stored parameters are split along the axis `data` only if `splits_state` returns True.
+    Without microbatches, the stacked parameters of the transformer blocks stay sharded, and each
+    block gathers its own parameters.
 
     Args:
         config: The resolved configuration.

@@ -1,4 +1,4 @@
-"""The values that ``auto`` stands for on the devices of a run."""
+"""The values of settings that are ``auto``, chosen for the devices of a run."""
 
 from typing import Any
 

@@ -44,8 +44,8 @@ def initial_weights(
         mesh: The device mesh on which the parameters are sharded.
         variant: The options of this run's encoder, such as its GELU approximation.
         statistics: The batch statistics of the network. If ``statistics`` holds a fixed whitening
-            map, the loaded patch embedding is converted to take whitened patches. The conversion
-            does not change the tokens that the patch embedding computes.
+            map, the loaded patch embedding is converted to take whitened patches. The converted
+            patch embedding computes the same tokens as the loaded one.
         normalization: The ``mean`` and ``std`` by which this run normalizes images. If
             ``normalization`` is None, the notes state the normalization of the weights without a
             comparison.
@@ -215,8 +215,8 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     Args:
         weights: The weights and their options, as returned by `read_weights`.
         parameters: The parameters of this run, to which the weights are compared.
-        notes: A list of notes to print. If the weights have no position embedding to compare, a
-            note is appended to ``notes``.
+        notes: The list to which a note is appended if the weights have no position embedding to
+            compare.
 
     Raises:
         UserError: The encoder of the weights differs from that of this run.

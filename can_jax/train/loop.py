@@ -143,9 +143,9 @@ class Loop:
             state: The train state; its buffers are donated.
 
         Returns:
-            The last completed step and its state. The checkpoint of the last completed step is
-            saved or being saved. After a stop signal, the attribute ``stopped`` is True, and the
-            last completed step is usually below ``total``.
+            The last completed step and the train state after it. The checkpoint of the last
+            completed step is saved or being saved. After a stop signal, the attribute ``stopped``
+            is True, and the last completed step is usually below ``total``.
 
         Raises:
             UserError: Training diverged, replicated arrays differ between devices, checkpoints
@@ -228,7 +228,7 @@ class Loop:
         """Return whether a time-based checkpoint is due. Collective: every process must call this.
 
         The clock of process 0 determines the result. With several processes, the result is False
-        between log steps. Otherwise, the processes would wait for one another at every step.
+        between log steps. A check at every step would make the processes wait for one another.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes

@@ -16,7 +16,7 @@
 
 7. Sum: `total_loss` adds the weighted losses.
 
-`loss_and_gradients` runs all seven steps, and differentiates the weighted sum.
+`loss_and_gradients` runs these seven stages, and differentiates the weighted sum.
 """
 
 from typing import Any, NamedTuple

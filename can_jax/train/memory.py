@@ -68,5 +68,5 @@ def constant_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
 
 
 def gib(size: int | float) -> str:
-    """Format a number of bytes in GiB, such as ``12.3 GiB``."""
+    """Convert a size in bytes to text in GiB, such as ``12.3 GiB``."""
     return f"{size / 2**30:.1f} GiB"
