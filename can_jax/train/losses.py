@@ -72,9 +72,10 @@ class Noise(NamedTuple):
         this noise to the added noise.
 
         Args:
-            kind: The value of ``noise.target``. ``scaled`` is the added noise. ``normalized`` is
-                the added noise divided by its root mean square, ``sigma_max / sqrt(3)``. ``unit``
-                is the noise before it is scaled by sigma.
+            kind: The value of ``noise.target``. With ``scaled``, the target is the added noise.
+                With ``normalized``, the target is the added noise divided by its root mean square,
+                ``sigma_max / sqrt(3)``. With ``unit``, the target is the noise before it is scaled
+                by sigma.
             sigma_max: The largest noise level, as a standard deviation in normalized pixels.
         """
         if kind == "unit":

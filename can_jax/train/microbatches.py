@@ -99,7 +99,7 @@ class _Run(NamedTuple):
     teacher: Tree | None
 
     def settings(self, *, related: bool) -> objectives.Settings:
-        """Return the config block of each active objective with ``relates_rows=related``."""
+        """Return the config blocks of active objectives whose ``relates_rows`` is ``related``."""
         settings = self.config.objective.to_dict()
         terms = objectives.active(settings)
         return {name: settings[name] for name in terms if terms[name].relates_rows == related}

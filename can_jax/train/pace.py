@@ -70,8 +70,8 @@ def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
 
     Args:
         workdir: The run directory.
-        seconds: The time limit of this start in seconds. If the stored time limit differs from
-            ``seconds``, the result is None, since the run continues.
+        seconds: The run's time limit in seconds, as set for this start. If the stored time limit
+            differs from ``seconds``, the result is None, since the run continues.
 
     Raises:
         UserError: The file ``time_used.json`` cannot be read.

@@ -173,7 +173,8 @@ class Pretraining:
     allowed: tuple[str, ...] = ()
 
     def identity(self) -> None:
-        """Return None, since pretraining stores no identity; `check_changes` compares settings."""
+        """Return None, since pretraining stores no identity. Instead, `check_changes` compares the
+        settings on a resume."""
 
     def stream(self) -> dict[str, Any]:
         """Return the seed, the batch size and the fingerprint of the data, for `check_stream`."""
@@ -197,8 +198,8 @@ class Pretraining:
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """The patch mean and covariance of the data. Collective: every process must read this
-        property."""
+        """The mean and covariance of the training patches. Collective: every process must read
+        this property."""
         return patch_moments(self.config, self.source, self.mesh)
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:

@@ -141,7 +141,8 @@ def record_start(
 ) -> None:
     """Store the configuration and environment of this start, and print changed settings.
 
-    Settings are compared with those of the run's first start. Processes other than 0 do nothing.
+    Settings are compared with those of the run's first start. Processes other than process 0 do
+    nothing.
 
     Args:
         config: The resolved configuration.

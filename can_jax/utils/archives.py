@@ -48,7 +48,7 @@ class Budget:
         self._used = 0
 
     def spend(self, count: int) -> None:
-        """Count bytes that are about to be allocated.
+        """Count bytes before they are allocated.
 
         Args:
             count: The number of bytes, at least 0.
@@ -221,7 +221,7 @@ def write_npz(path: Any, columns: Mapping[str, Column]) -> None:
 
     Args:
         path: The local path of the file.
-        columns: The arrays by name, each with its parts.
+        columns: The arrays to write, by name; see `Column`.
 
     Raises:
         OSError: The file cannot be written.

@@ -51,8 +51,8 @@ def one_line(error: BaseException) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the operating system's text of an error, such as `Permission denied`.
+    """Return the operating system's description of an error, such as `Permission denied`.
 
-    An error without such a text is formatted by `one_line`.
+    If the operating system gave no description, `one_line` formats the error.
     """
     return getattr(error, "strerror", None) or one_line(error)

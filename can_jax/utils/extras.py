@@ -44,7 +44,7 @@ def tpu_chips() -> list[str]:
 
 
 def fitting_extra() -> str:
-    """Return the extra that fits this machine: `tpu`, `cuda`, `cuda12` or `cpu`."""
+    """Return the extra to install on this machine: `tpu`, `cuda`, `cuda12` or `cpu`."""
     if tpu_chips():
         return "tpu"
     driver = nvidia_driver()
@@ -79,8 +79,8 @@ def require_input() -> None:
     """Check that the packages of the input pipeline are installed.
 
     Raises:
-        UserError: A package is missing. The message has the command that installs the extra for
-            this machine.
+        UserError: A package is missing. The message contains the command that installs the extra
+            for this machine.
     """
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None and (lacks := missing_package(package)):

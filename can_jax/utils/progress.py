@@ -1,10 +1,10 @@
 """Progress messages for long operations, such as compilation.
 
-A message appears once an operation has lasted for `FIRST_SECONDS`. The message shows the name of
+A message appears when an operation has lasted for `FIRST_SECONDS`. The message shows the name of
 the operation, the elapsed seconds, and the seconds that the operation took the last time. Durations
-of earlier operations are stored in the user's cache. On a terminal, the progress line is rewritten
-at each update. In a file or pipe, elapsed times are appended to the progress line. If operations
-are nested, only the innermost that has lasted for `FIRST_SECONDS` prints its progress.
+of at least `USUAL_FROM` seconds are stored in the user's cache. On a terminal, the progress line is
+rewritten at each update. In a file or pipe, elapsed times are appended to the progress line. If
+operations are nested, only the innermost that has lasted for `FIRST_SECONDS` prints its progress.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Phase:
         return seconds
 
     def end_line(self, text: str = "") -> None:
-        """End the unfinished line, if it belongs to this operation.
+        """End the unfinished progress line, if it belongs to this operation.
 
         Args:
             text: The last words of the line, such as ``done in 5s``.
@@ -96,7 +96,7 @@ class Phase:
                     self._sign()
 
     def _is_due(self) -> bool:
-        """Return whether to print now.
+        """Return whether a progress update is due.
 
         The first update is due `FIRST_SECONDS` after the start of the operation. A later update is
         due if nothing was printed for `PERIOD` seconds. No update is due during a nested operation

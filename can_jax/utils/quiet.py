@@ -60,7 +60,7 @@ class _RootHandler:
 
     absl calls `logging.basicConfig` with its first message if the root logger has no handler. The
     handler that absl adds would remain, and a later `logging.basicConfig` of the calling program
-    would have no effect. The import of Orbax logs through absl.
+    would have no effect. Orbax logs through absl when it is imported.
     """
 
     def __init__(self) -> None:

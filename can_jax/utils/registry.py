@@ -66,8 +66,8 @@ class Registry(Generic[T]):
 
     @contextlib.contextmanager
     def temporarily(self, name: str, value: T) -> Iterator[None]:
-        """Register a value within this context, in place of any other value of this name. At the
-        end, all registrations of the context are undone."""
+        """Register a value within this context, in place of any other value of this name. When the
+        context ends, all registrations made within it are undone."""
         before = dict(self._values), dict(self._origins)
         self._values[name], self._origins[name] = value, _importing_file()
         try:

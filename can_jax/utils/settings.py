@@ -289,7 +289,7 @@ class Key:
 
     @property
     def may_be_none(self) -> bool:
-        """Whether the key can be None."""
+        """Whether the value of the key can be None."""
         return self.optional or self.default is None
 
     def accepts(self, value: Any) -> bool:

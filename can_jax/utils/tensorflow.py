@@ -89,8 +89,8 @@ def _import_settings() -> Iterator[None]:
     """Set environment variables that TensorFlow reads during its import; restore them afterwards.
 
     If the legacy Keras is selected but not installed, TensorFlow does not import Keras. Importing
-    Keras would take most of the import time. `tf.keras` is available after the context ends. Child
-    processes of the calling program must not inherit these variables.
+    Keras would take most of the import time. `tf.keras` is available after the context ends. The
+    variables are restored, since child processes of the calling program must not inherit them.
     """
     with restored_environment(*SETTINGS, *SET_BY_IMPORT):
         if os.environ.get(LOG_LEVEL) == "1":  # JAX sets this level.

@@ -203,8 +203,8 @@ VISION_TRANSFORMER = {
 def _big_vision_names(arrays: Arrays) -> Arrays:
     """Return arrays under big_vision's names without `params/`, with separate arrays per block.
 
-    The blocks of a model with ``scan=True`` are stacked in its file. The library
-    `vision_transformer` names some arrays differently, so these are renamed.
+    The blocks of a model with ``scan=True`` are stacked in its file. Arrays that the library
+    `vision_transformer` names differently are renamed.
     """
     plain: Arrays = {}
     for name, array in arrays.items():

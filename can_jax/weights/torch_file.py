@@ -2,8 +2,8 @@
 
 A `.pth` file is a zip archive with one file for each storage, and a pickle that describes the
 tensors. A pickle can call any function by name. This reader allows only a few functions and types,
-which describe tensors and options. The reader refuses all other names with a one-line error. The
-reader checks the offset and size of each tensor against the data.
+which describe tensors and options. The name of a function or type that is not allowed causes a
+one-line error. The reader checks the offset and size of each tensor against the data.
 """
 
 import io
@@ -217,7 +217,7 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 def renamed(
     arrays: Iterable[tuple[str, np.ndarray]], rename: Callable[[str], str]
 ) -> dict[str, np.ndarray]:
-    """Return arrays by their new names.
+    """Return arrays under the names that the function ``rename`` gives them.
 
     Raises:
         UserError: Two arrays get the same name.
@@ -235,7 +235,7 @@ def _check_tree(tree: dict[Any, Any]) -> None:
     """Reject nested dicts that are cyclic, too deep or too large to traverse.
 
     Raises:
-        ValueError: The items exceed `MOST_ITEMS`, or the nesting exceeds `DEEPEST`.
+        ValueError: The number of items exceeds `MOST_ITEMS`, or the depth exceeds `DEEPEST`.
     """
     todo, items = [(tree, 0)], 0
     while todo:

@@ -150,7 +150,7 @@ def _in_block(name: str) -> str:
 
 
 def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
-    """Convert one array, without its layer axis, to PyTorch's layout."""
+    """Convert one array, which has no layer axis, to PyTorch's layout."""
     if name.endswith("_token"):
         return array.reshape(1, -1, array.shape[-1])
     if name == "pos_embed":  # The class token has no position.

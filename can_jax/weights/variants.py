@@ -122,8 +122,8 @@ def _fold_positions(arrays: Arrays, stated: Stated, options: dict[str, Any]) -> 
     tokens.
 
     Raises:
-        UserError: The number of positions fits neither a stated image size nor a square grid. A
-            token is missing, or has another width than the encoder.
+        UserError: The number of positions fits neither a stated image size nor a square grid. The
+            array of a token is missing, or has another width than the encoder.
     """
     table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
     registers = options.get("registers", 0)
