@@ -23,7 +23,7 @@ class Stored(NamedTuple):
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
             bits a channel.
         maximum: The largest value that the header of a PPM, JPEG 2000 or AVIF file allows; 65535
-            for other formats. Pillow scales this maximum to 65535 if ``deep`` is True.
+            for other formats. Pillow scales ``maximum`` to 65535 if ``deep`` is True.
     """
 
     bits: int

@@ -26,7 +26,8 @@ def copies(
 
     If one of the splits is an in-memory array, a sample of the images is compared by pixels instead
     of file content. If both splits read the same files, examples with equal indices are duplicates
-    as well. Each part of a mixture is compared separately.
+    as well. In mixtures, each part of the test split is compared with each part of the training
+    split.
 
     Returns:
         The number of duplicates, and the number of test examples that were compared.
@@ -124,7 +125,8 @@ def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
 def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:
     """Divide examples at random into those to keep and at most ``count`` to hold out.
 
-    The same ``seed`` gives the same division. At least one example of each class is kept.
+    With the same ``seed``, the same examples are held out. At least one example of each class is
+    kept.
 
     Returns:
         The indices of the examples to keep, and of the examples to hold out, both ascending.

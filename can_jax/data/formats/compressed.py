@@ -107,8 +107,8 @@ class _Zlib(io.RawIOBase):
         return len(content)
 
     def _next_member(self) -> bool:
-        """Prepare to read the next member of a gzip file, and return whether there is one. Zeros
-        after a member are padding, as in `GzipFile`."""
+        """Prepare to read the next member of a gzip file, and return whether there is one. Zero
+        bytes after a member are skipped as padding, as in `GzipFile`."""
         if self._bits != WINDOW_BITS["gzip"]:
             return False
         rest = self._expander.unused_data

@@ -1,4 +1,4 @@
-"""Sequential readers of shards, compressed or not, which resume reading after damage."""
+"""Sequential readers of compressed and uncompressed shards. They resume reading after damage."""
 
 import collections
 import tarfile

@@ -1,8 +1,8 @@
 """Security checks of the files of a TFDS data set, which run before TFDS reads them.
 
-`features.json` names the class of each feature, and TFDS imports the module of that class. A
-third-party data set could therefore execute arbitrary code. The name of a TFDS data set can also
-refer to code that TFDS downloads and runs.
+`features.json` names the class of each feature, and TFDS imports the module of that class. Without
+the checks, a third-party data set could execute arbitrary code. The name of a TFDS data set can
+also refer to code that TFDS downloads and runs.
 """
 
 import json

@@ -271,7 +271,7 @@ def as_text(unused: Unused) -> np.ndarray:
 
 
 def from_text(lines: Iterable[str]) -> Unused:
-    """Return the counts that `as_text` converted to strings, summed by kind."""
+    """Return the total count of each kind, given `kind=count` strings as returned by `as_text`."""
     unused: Unused = collections.Counter()
     for line in lines:
         kind, count = str(line).rsplit("=", 1)

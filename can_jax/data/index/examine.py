@@ -52,10 +52,10 @@ class Plan:
     Attributes:
         source: The kind of data: `folder`, `tfrecord` or `webdataset`.
         root: The path or URL of the folder to which the names of files are relative.
-        verify: The check of each image. The check `decode` hashes and decodes every image. The
-            check `read` hashes every image but decodes only its header, so it does not detect
-            truncated images. With `none`, no image is checked, and only the headers of shards and
-            the names of files are read.
+        verify: The check to apply to each image: `decode`, `read` or `none`. The check `decode`
+            hashes and decodes every image. The check `read` hashes every image but decodes only its
+            header, so it does not detect truncated images. With `none`, no image is checked, and
+            only the headers of shards and the names of files are read.
         image_key, label_key: The names of the TFRecord features that contain the encoded image and
             the integer label.
         max_pixels: The maximum width times height in pixels; a larger image counts as undecodable.

@@ -347,7 +347,8 @@ class Repair:
                 these images in the chunk.
             positions, labels: The stream position and the label of each row.
             candidate: A function of (row, attempt) that returns the encoded image to try and its
-                label. Attempt 0 is the image that TensorFlow could not decode.
+                label. For attempt 0, ``candidate`` returns the image that TensorFlow could not
+                decode.
             attempts: The maximum number of candidates to try for a row. If all candidates fail, the
                 views are black and the label is -1.
         """

@@ -1,6 +1,6 @@
 """The order of examples in the training stream, a pure function of (seed, position).
 
-The stream of a run is endless. Each pass over a data set is a pseudorandom permutation of its
+The training stream is endless. Each pass over a data set is a pseudorandom permutation of its
 examples, which is computed on demand and not stored. Resuming, or splitting the stream over any
 number of hosts, therefore needs no state except the position.
 """

@@ -55,7 +55,7 @@ NOTHING = 2**30  # the `attempt` of a row if no image and no substitute of its c
 
 
 class Windowed(NamedTuple):
-    """A record of a shuffle window, and its position in the epoch.
+    """A record of a shuffle window, and the position of the record in the epoch.
 
     Attributes:
         group: The index of the first shard in the record's group of concurrently read shards.
