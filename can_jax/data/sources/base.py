@@ -53,7 +53,8 @@ class Source(abc.ABC):
         has an empty image."""
 
     def read_block(self, examples: Examples) -> Block:
-        """Return what ``read`` returns, but with all encoded images in one buffer.
+        """Return the images and labels that ``read`` returns, with all encoded images in one
+        buffer.
 
         A subclass can override this method to read directly into the buffer.
         """

@@ -172,9 +172,9 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
     """Return the folder that contains the folders of the splits, and a dict from each split to the
     names of its folders.
 
-    The search descends from ``path`` as long as all images are in a single subfolder. For
-    `images/train` and `images/val`, the result is thus the folder `images`. If no split has a
-    folder, ``path`` and an empty dict are returned.
+    The search descends from ``path`` as long as all images are in a single subfolder. If a data set
+    consists of `images/train` and `images/val`, for example, the returned folder is `images`. If no
+    split has a folder, ``path`` and an empty dict are returned.
     """
     parent = path
     for _ in range(DEEPEST):

@@ -73,7 +73,7 @@ class IndexedSource(Source):
 
         Args:
             folder: The path of the folder, which several processes and hosts can share.
-            limit: The approximate size in bytes that the full cache may have.
+            limit: The approximate maximum size of the cache in bytes.
         """
         every = np.arange(0, self.examples, max(1, self.examples // SIZED))
         sizes = self.byte_sizes(every)
@@ -168,8 +168,8 @@ class IndexedSource(Source):
     def read_block(self, examples: Examples) -> Block:
         """Return the encoded images of some examples in one buffer, and their labels.
 
-        Images in local shards are read directly into the buffer. Python code then runs for only a
-        few microseconds per image.
+        Images in local shards are read directly into the buffer. Python code runs for only a few
+        microseconds per image of a local shard.
 
         Raises:
             UserError: A file cannot be read, even after retries; see `read`.
@@ -243,8 +243,8 @@ class IndexedSource(Source):
         return content
 
     def _read(self, example: int) -> bytes | None:
-        """Return the bytes of an example from its file, or None if they are damaged. The damage is
-        logged.
+        """Return the bytes of an example from its file, or None if they are damaged. A warning is
+        logged for each of the first `NAMED` damaged examples.
 
         Raises:
             UserError: The file cannot be read, even after retries.

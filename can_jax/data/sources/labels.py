@@ -85,7 +85,7 @@ class Classes:
         name is not a number, the names are ignored and the labels are compared.
 
         Args:
-            labels: The distinct labels that occur in the other source, ascending.
+            labels: The distinct labels to translate, ascending.
             label_names: The class names of the other source, indexed by label; empty if unknown.
             split, train: Phrases that denote the other source and the training source in messages.
 

@@ -38,13 +38,15 @@ class ShardFormat:
     """A format of shards that can be read sequentially, as `data.streaming` requires.
 
     Attributes:
-        locate: A function of a config block `data` and a split. ``locate`` returns the folder that
-            contains the shards of the split, and their file names.
-        reader: A function of a config block `data`. ``reader`` returns a second function, which
-            takes the path of a shard, and yields the encoded image and the label of each record.
+        locate: A function that locates the shards of a split, given a config block `data` and the
+            split. ``locate`` returns the folder that contains the shards, and their file names.
+        reader: A function that returns a reader of shards, given a config block `data`. The
+            returned reader takes the path of a shard, and yields the encoded image and the label of
+            each record.
         no_image: The error message if the first records of a shard contain no image; the path of
             the shard is put before the message. Each `{key}` in the message is replaced by the
-            value of that key of `data`. If ``no_image`` is empty, the next shard is tried instead.
+            value of that key of `data`. If ``no_image`` is empty, no error is raised, and the next
+            shard is tried.
     """
 
     locate: Callable[[ConfigDict, str], tuple[str, list[str]]]

@@ -123,11 +123,11 @@ def _log_left_out(index: Path, facts: dict[str, Any]) -> None:
 def _log_added(index: Path, root: str, names: Names) -> None:
     """Log a warning if images were added to a local folder after its index was built.
 
-    Only folders that were modified since then are listed. Of the names in the index, and of the
-    entries in modified folders, up to `CHECKED` each are examined.
+    Only folders that were modified after the index was built are searched. Of the names in the
+    index, and of the entries in modified folders, up to `CHECKED` each are examined.
 
     Args:
-        index: The folder of the index, whose `index.json` was written last.
+        index: The folder of the index. The index counts as built when its `index.json` was written.
         root: The indexed folder.
         names: The paths of the indexed images, relative to ``root``; if they are not sorted,
             nothing is checked.

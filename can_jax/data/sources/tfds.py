@@ -173,14 +173,14 @@ def _choose(
     none.
 
     Of several candidates, the first one in ``supervised`` is used. If ``supervised`` contains no
-    candidate, the feature named ``usual`` is used. Without such a feature, the result is None. A
-    choice among several candidates is logged, also if it is None.
+    candidate, the candidate named ``usual`` is used. If no candidate is named ``usual`` either, the
+    result is None. A choice among several candidates is logged, even if the result is None.
 
     Args:
         name: The name of the data set, for messages.
         features: The TFDS features of the data set by name, in any order.
-        kind: The class of TFDS to which the feature must belong.
-        usual: The usual name of such a feature.
+        kind: The TFDS class of the feature to choose, such as `tfds.features.Image`.
+        usual: The usual name of a feature of the class ``kind``.
         supervised: The `supervised_keys` of the data set: the names of the input and the target.
     """
     keys = sorted(key for key, feature in features.items() if isinstance(feature, kind))

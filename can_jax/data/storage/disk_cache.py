@@ -28,7 +28,7 @@ class DiskCache:
 
     Args:
         folder: The path of the cache folder; created if missing.
-        limit: The approximate size in bytes that the full cache may have.
+        limit: The approximate maximum size of the cache in bytes.
         total: The estimated size of all examples in bytes.
         version: A string that identifies the data. Cache files written with another version are
             ignored.
