@@ -146,7 +146,8 @@ def _stacks() -> str:
     """Return the stack of every thread as text.
 
     No other Python thread runs while `faulthandler` writes, so a full pipe or a hung disk would
-    block the whole process. On Linux, `faulthandler` therefore writes to a file in memory.
+    block the whole process. On Linux, `faulthandler` writes to an in-memory file, which cannot
+    block.
     """
     in_memory = getattr(os, "memfd_create", None)  # on Linux
     with open(in_memory("stacks"), "w+b") if in_memory else tempfile.TemporaryFile() as file:

@@ -121,7 +121,7 @@ def peak_flops(dtype: str) -> float:
     device, as for a CPU, the rate of a matrix product is measured.
 
     Args:
-        dtype: The dtype of the matrices if the rate is measured.
+        dtype: The dtype of the matrices whose product is measured if `CHIPS` lacks the device.
     """
     if chip := chip_of(jax.devices()[0].device_kind):
         return chip.peak_flops

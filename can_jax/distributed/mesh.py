@@ -93,8 +93,8 @@ def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int
     """Return the number of TPU slices along each axis of the mesh.
 
     A slice is a group of TPU chips with fast links. As many slices as possible are placed along the
-    axis `data`, across which a step communicates only gradients. The remaining slices are placed
-    along `fsdp`, which also communicates the parameters.
+    axis `data`, across which a step communicates only gradients. Slices that do not fit along
+    `data` are placed along `fsdp`, across which a step also communicates parameters.
 
     Args:
         shape: The sizes of the mesh axes `(data, fsdp, tensor)`.
@@ -164,8 +164,8 @@ def axis_size(name: str) -> int:
 def platform() -> str:
     """Return the platform for which JAX compiles: `cpu`, `gpu` or `tpu`.
 
-    JAX compiles for the platform of the mesh of `jax.set_mesh`. Without such a mesh, JAX compiles
-    for the default backend.
+    JAX compiles for the platform of the mesh that `jax.set_mesh` has set. If no mesh is set, JAX
+    compiles for the default backend.
     """
     device = _abstract_device()
     name = jax.default_backend() if device is None else device.platform

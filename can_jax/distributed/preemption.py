@@ -113,8 +113,8 @@ class PreemptionHandler:
     def _raise_stopped(self, signum: int, frame: FrameType | None) -> None:
         """Raise `Stopped` once in the main thread, unless `defer` or `finish` was called.
 
-        During an import, `Stopped` is not raised. Instead, `_read` sends SIGTERM after a short
-        wait. An exception within the import of a C++ library such as jaxlib would cause a
+        During an import, `Stopped` is not raised; `_read` repeats the signal as a SIGTERM after a
+        short wait. An exception within the import of a C++ library such as jaxlib would cause a
         segmentation fault.
         """
         self.request(signal.Signals(signum))
@@ -131,7 +131,8 @@ class PreemptionHandler:
     def _raise_again(self, unraisable: Any) -> None:
         """Make `_read` send SIGTERM if Python ignored `Stopped`, as it does in a destructor.
 
-        Python would also ignore an exception that this method, an `unraisablehook`, raises.
+        Python would ignore an exception raised by this method, because the method is an
+        `unraisablehook`.
         """
         if not isinstance(unraisable.exc_value, Stopped):
             self._usual_hook(unraisable)

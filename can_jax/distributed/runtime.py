@@ -158,8 +158,8 @@ def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[
 def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     """Abort the program if the collective operation in this context exceeds a timeout.
 
-    The context itself does not synchronize processes. In a job of one process this
-    function has no effect.
+    The context manager itself does not synchronize processes. In a job of one process this function
+    has no effect.
 
     Args:
         name: The name of the operation, for messages.
@@ -198,8 +198,8 @@ class StopSignals:
     """The stop signals of a job, which the training loop polls after each step.
 
     All processes of a job stop after the same step, even if only one of them received the signal.
-    Inside another program, such as a notebook, `StopSignals` handles only SIGTERM. If it is created
-    outside the main thread, it handles no signal.
+    Inside another program, such as a notebook, `StopSignals` handles only SIGTERM. If `StopSignals`
+    is created outside the main thread, it installs no signal handler.
     """
 
     def __init__(self) -> None:

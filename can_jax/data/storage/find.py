@@ -349,10 +349,10 @@ def _expression(part: str) -> str:
 def _glob_part(folder: str, part: str) -> list[str]:
     """Return the paths in a folder that match one component of a pattern.
 
-    An opening bracket can be literal, or start a character class. All combinations of literal
-    brackets and character classes are tried, beginning with all brackets literal. The first
-    combination that matches a path is used. If a component has `MOST_BRACKETS` or more opening
-    brackets, all of its brackets start character classes.
+    An opening bracket can be literal, or start a character class. The combinations of literal
+    brackets and character classes are tried in turn, beginning with all brackets literal. The first
+    combination of brackets and classes that matches a path is used. If a component has
+    `MOST_BRACKETS` or more opening brackets, all of its brackets start character classes.
     """
     start = glob.escape(folder)
     pieces = part.split("[")

@@ -102,8 +102,8 @@ def unreadable(where: str, error: Exception) -> UserError:
 
 
 def stop_if_storage_fails(where: str, error: Exception) -> None:
-    """Raise `UserError` if the `errno` of an error is in `TRANSIENT`. Such an error has persisted
-    through all retries.
+    """Raise `UserError` if the `errno` of an error is in `TRANSIENT`. A transient error that is
+    passed to this function has persisted through all retries.
 
     Args:
         where: The path of the file, optionally with the location of an example in the file, for the

@@ -136,7 +136,7 @@ def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwr
             parts, unless ``mode`` is ``create``.
         mode: ``overwrite`` replaces an existing object; ``create`` raises an error if the object
             exists. For ``create``, the server checks for an existing object and writes in one
-            operation. Only one of several concurrent writers therefore succeeds.
+            operation. With ``create``, only one of several concurrent writers succeeds.
 
     Raises:
         FileExistsError: The mode is ``create``, and the object exists.
@@ -212,7 +212,7 @@ def existing(urls: Iterable[str]) -> dict[str, int]:
 
     Raises:
         OSError: A request fails for a reason other than a missing object.
-        UserError: The URL's scheme is not supported, or `obstore` is not installed.
+        UserError: The scheme of a URL is not supported, or `obstore` is not installed.
     """
     folders: dict[str, list[str]] = {}
     for url in urls:

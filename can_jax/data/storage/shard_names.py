@@ -39,10 +39,10 @@ def is_shard(name: str, kind: str) -> bool:
 
 
 def log_missing_shards(shards: Sequence[str]) -> None:
-    """Log a warning if shards of sets numbered like `train-00000-of-00004` are missing.
+    """Log a warning if a set of shards numbered like `train-00000-of-00004` is incomplete.
 
     Args:
-        shards: The paths of the existing shards. The numbers of a set start at 0 or 1.
+        shards: The paths of the existing shards. The shard numbers of a set start at 0 or 1.
     """
     sets: dict[tuple[str, str], set[int]] = {}
     for shard in shards:

@@ -72,9 +72,9 @@ def split_folders(
 ) -> dict[str, list[str]]:
     """Return the folders that are named after splits, as a dict from standard split to folders.
 
-    Folders named after a split alone, such as `val`, are included. Folders whose names differ only
-    in the split, such as `images_train` and `images_val`, are included as well. A folder such as
-    `train station` is not included, because it is a class.
+    Folders that `split_of_folder` recognizes, such as `val`, are included. Folders whose names
+    differ only in the split, such as `images_train` and `images_val`, are included as well. A
+    folder such as `train station` is not included, because it is a class.
 
     Args:
         names: The names of subfolders of one folder; names without a split are ignored.
@@ -247,7 +247,7 @@ def _holds_only(path: str, requested: str, stated: Iterable[str | None], *, list
         requested: The standard name of the split.
         stated: The split that the name of each file or subfolder states, or None. If any
             name states a split, the folder is assumed to hold several splits.
-        listed: Whether ``path`` is a file or pattern in the folder.
+        listed: Whether ``path`` is a file or pattern in the folder, not the folder itself.
     """
     path = path.rstrip("/")
     folder = os.path.basename(os.path.dirname(path) if listed else path)
