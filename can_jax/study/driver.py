@@ -112,7 +112,7 @@ def _work_of(config: Mapping[str, Any], flops_per_image: int) -> tuple[str, floa
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
-    """Return the next learning rate to try, or None.
+    """Return the next learning rate to try, or None if there is none.
 
     The next rate is half the smallest rate if the smallest is the best, and twice the largest rate
     if the largest is the best. Return None otherwise. Also return None for a single learning rate,
@@ -141,8 +141,8 @@ class Driver:
     Args:
         plan: The plan of the study: its arms, recipe and evaluation.
         workdir: The directory that contains the run directories.
-        results: The directory that contains a JSON file for each run with a result. Runs with a
-            result are skipped.
+        results: The directory that contains a JSON file for each run with a result. The driver
+            skips these runs.
     """
 
     def __init__(self, plan: Plan, workdir: epath.Path, results: epath.Path):
@@ -271,8 +271,8 @@ class Driver:
     def progress(self) -> Iterator[str]:
         """Yield a line of progress per arm, and a line with the remaining runs and their time.
 
-        The line of an arm has the number of completed runs. While the best rate of an arm is
-        unknown, its line has the number of learning rates with a result.
+        The line of an arm shows the number of its completed runs. While the best rate of an arm is
+        unknown, its line shows the number of learning rates with a result.
         """
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:

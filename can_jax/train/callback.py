@@ -23,7 +23,7 @@ class PeriodicAction(NamedTuple):
     """A function that a run calls every ``every`` steps and after the last step.
 
     Attributes:
-        every: The interval between calls in steps; at least 1.
+        every: The number of steps between calls, at least 1.
         act: A function ``act(step, state)``. The next step reuses the buffers of ``state``, so the
             function must copy any arrays that it keeps.
         saves_first: Whether the run saves a checkpoint before each call. If ``saves_first`` is

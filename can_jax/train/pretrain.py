@@ -64,7 +64,7 @@ def pretrain(
     allowed: Collection[str] = (),
     **options: bool,
 ) -> None:
-    """Pretrain a model, and resume if the run directory holds a checkpoint.
+    """Pretrain a model; if the run directory holds a checkpoint, resume from it.
 
     Collective: every process must call this.
 

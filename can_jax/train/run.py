@@ -59,7 +59,7 @@ def run(
     profile: bool = False,
     dump_hlo: bool = False,
 ) -> None:
-    """Train, and resume if the run directory holds a checkpoint.
+    """Train a model; if the run directory holds a checkpoint, resume from it.
 
     Collective: every process must call this.
 

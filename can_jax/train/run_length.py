@@ -23,8 +23,8 @@ class RunLength(NamedTuple):
         examples: The number of training images per epoch.
         total: The number of steps of the run; `MOST_STEPS` for a timed run that has not ended.
         warmup: The number of warm-up steps of the learning rate.
-        probe_every: The interval between kNN probes in steps; None for no probe.
-        figures_every: The interval between figures in steps; None for no figures.
+        probe_every: The number of steps between kNN probes; None for no probe.
+        figures_every: The number of steps between figures; None for no figures.
         seconds: The time limit of a timed run in seconds; None for other runs.
     """
 

@@ -1,1 +1,1 @@
-"""General utilities, such as errors, files, archives, registries, settings and CPU cores."""
+"""General utilities, for example for errors, files, registries, settings and CPU cores."""

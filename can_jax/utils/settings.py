@@ -367,7 +367,7 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
     """Check that a configuration has exactly the keys of a table, with allowed values.
 
     Args:
-        config: The configuration of a recipe, a `ConfigDict` or a dict.
+        config: The configuration of a recipe, as a `ConfigDict` or a dict.
         table: The nested dict of the allowed keys.
         origin: The name of the function that returns the default configuration, for messages.
         prefix: The dotted name of the checked block, such as ``model.``; empty for all blocks.
