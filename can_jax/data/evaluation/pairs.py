@@ -102,7 +102,7 @@ def open_pair(
 
     Raises:
         UserError: A split does not exist, has no labels, or has classes that the training split
-            lacks. UserError is also raised if the required hold-out of examples is impossible.
+            lacks. UserError is also raised if examples must be held out but cannot be.
     """
     notes: list[str] = []
     source = train or open_source(data, data.split)

@@ -216,7 +216,7 @@ def examine_all(
         plan: The kind and location of the data, and how thoroughly to check each image.
         names: The paths of the files, relative to ``plan.root``.
         parts: The existing folder in which the results of finished units are stored.
-        workers: The processes among which the units are divided.
+        workers: The processes among which the work is divided.
         progress: A callback that is called with the number of finished units and the total number
             of units.
 

@@ -52,9 +52,9 @@ def join_parts(
 
     Args:
         parts: The result of each unit of work, in the order of the files.
-        names: The relative paths of all files.
+        names: The paths of all files, relative to the data folder.
         unit: The number of files in each part; the last part may have fewer.
-        folder: The folder in which the raw files are written.
+        folder: The folder to which the raw files of the columns are written.
         undecodable: The path of the text file for the undecodable examples and the reasons.
     """
     problems: list[str] = []

@@ -29,9 +29,9 @@ class Order:
     Attributes:
         seed: The seed of all permutations; any integer.
         sizes: The number of examples in each part.
-        weights: The relative sampling weight of each part, above 0. A cycle has about `CYCLE`
-            positions. The number of positions of a part is `CYCLE` times its normalized weight,
-            rounded up or down, but at least 1.
+        weights: The relative sampling weight of each part, above 0. The cycle of a mixture has
+            about `CYCLE` positions. The number of positions of a part is `CYCLE` times its
+            normalized weight, rounded up or down, but at least 1.
         version: The version of the ordering algorithm, by default `VERSION`, the newest.
 
     Raises:

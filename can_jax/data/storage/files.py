@@ -71,7 +71,7 @@ def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
 
     Args:
         root: The path or URL of the folder to which ``names`` are relative.
-        names: The relative paths of the files.
+        names: The paths of the files, relative to ``root``.
 
     Raises:
         UserError: Reading the size of a file fails with an I/O error, even after retries.

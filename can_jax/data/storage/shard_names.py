@@ -70,7 +70,7 @@ def log_not_shards(folder: str, names: Sequence[str], kind: str) -> None:
 
     Args:
         folder: The path of the folder.
-        names: The paths of its files and subfolders, relative to ``folder``.
+        names: The paths of the files and subfolders in the folder, relative to ``folder``.
         kind: The kind of shard, `tfrecord` or `tar`.
     """
     others = sorted(
