@@ -152,7 +152,7 @@ class Model:
         """Return the graph and the parameters of the encoder in float32, for `nnx.merge`.
 
         Args:
-            modules: The names of other modules to include, ``decoder`` or ``noise_level``.
+            modules: The modules to include besides the encoder: ``decoder``, ``noise_level``.
         """
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
@@ -225,7 +225,7 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
 
 
 def _open_weights(path: epath.Path, given: Given) -> Model:
-    """Return the encoder of an export, or of weights of another library."""
+    """Read an encoder from an export, or from weights in the format of another library."""
     weights = complete(read_weights(path), *given)
     for line in weights.warnings:
         logging.warning("%s", line)

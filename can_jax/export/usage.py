@@ -1,7 +1,7 @@
 """Usage snippets for exported weights: a few lines of Python for each format.
 
-An export runs the snippets in the exported directory. Each snippet assigns the features or logits
-of two images to `features`.
+An export runs the snippets with the exported directory as working directory. Each snippet assigns
+the features or logits of two images to `features`.
 """
 
 import os

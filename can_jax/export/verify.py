@@ -56,7 +56,7 @@ def readers_of(
 
 
 def error_of(outputs: Arrays, expected: Arrays) -> float:
-    """Return the largest error of all arrays.
+    """Return the maximum of the errors of all arrays.
 
     The error of an array is its maximum absolute difference from the expected array, divided by the
     maximum absolute value of the expected array.

@@ -50,8 +50,8 @@ def targets(values: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "examples
 
     Args:
         values: The value of the factor for each example.
-        like: The values of the same factor for the training examples. Distinct integer values among
-            them are the classes.
+        like: The values of the same factor for the training examples. If the values are
+            integers, each distinct value is a class.
     """
     if np.issubdtype(like.dtype, np.integer):
         return (values[:, None] == np.unique(like)).astype(np.float64)

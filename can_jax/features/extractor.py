@@ -58,8 +58,9 @@ class FeatureExtractor:
     def __call__(
         self, state: Any, examples: EvaluationSet, change: Change | None = None
     ) -> Features:
-        """Return the features of all usable examples, which `Features` defines. Collective: every
-        process must call this.
+        """Return the features of all usable examples; `Features` defines which examples are usable.
+
+        Collective: every process must call this.
 
         Every process must pass the same ``examples``; each process loads its own slice of each
         batch.
@@ -69,8 +70,8 @@ class FeatureExtractor:
                 encoder.
             examples: The evaluation set that loads the images in batches.
             change: A function of (images, example indices) that returns the images from which to
-                compute features. The function runs on the host. It must keep the shape and dtype of
-                the images.
+                compute features. The function runs on the host, and must keep the shape and dtype
+                of the images.
         """
         parts, done = [], 0
         with jax.set_mesh(self._mesh), phase("computing features") as progress:

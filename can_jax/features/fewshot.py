@@ -33,8 +33,8 @@ def ridge_predictions(
     Features and queries are standardized with the mean and standard deviation of ``features``, and
     a constant is appended for the bias.
 
-    If there are fewer examples than weights per class, the dual form of the problem is solved. It
-    gives the same weights.
+    If there are fewer examples than weights per class, the dual form of the problem is solved. The
+    dual form gives the same weights as the primal form.
 
     Args:
         features: The feature vectors of the labeled examples.

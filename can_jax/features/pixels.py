@@ -12,7 +12,7 @@ def pixels(most: int) -> Callable[[Any, Any], Any]:
     flattens the resized images.
 
     The returned function takes a state, which it ignores, and images of shape (images, height,
-    width, channels). The result is an array of shape (images, values).
+    width, channels). The returned function outputs an array of shape (images, values).
     """
 
     def features(state: Any, images: Any) -> Any:

@@ -89,7 +89,7 @@ class Size:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `can_jax.models.vit.Transformer` that set its size."""
+        """The keyword arguments that set the size of a `can_jax.models.vit.Transformer`."""
         return dataclasses.asdict(self) | {"mlp_width": 4 * self.width}
 
     def check(self, name: str) -> None:

@@ -266,7 +266,8 @@ def imagenet_numbering(classes: Classes) -> Numbering | None:
     of ImageNet-1k. Classes with names are therefore matched by WordNet id or, if all names are
     integers, by integer. If the classes have no names, the labels of the training data are used.
     The labels of the training data are also used for 1,000 classes with other names that are not
-    sorted. The names of class folders would be sorted. For any other classes, return None.
+    sorted. Names that come from class folders are always sorted. For any other classes, return
+    None.
     """
     if not classes.names:
         return classes.numbering
