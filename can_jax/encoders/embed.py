@@ -359,7 +359,7 @@ def _tally(paths: Iterable[Path]) -> Tally:
 
 
 def _write_skipped(output: Path, paths: list[Path]) -> None:
-    """Write the name of each undecodable image and the reason to `OUTPUT.skipped.csv`.
+    """Write `OUTPUT.skipped.csv`, which lists each undecodable image with the reason.
 
     If all images were decoded, no file is written, and an existing file is removed.
     """

@@ -224,7 +224,7 @@ def held_out(
 
     Args:
         labels: The class index of each example.
-        outputs: The features by which the examples are sorted.
+        outputs: The features whose random projection determines the order of the examples.
         share: The fraction to hold out, between 0 and 1. At least one example is held out.
         seed: The seed of the random projection and of the random split.
 

@@ -172,8 +172,10 @@ def discretize(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    """Return the entropy along the last axis, in nats. Nonnegative ``counts`` are first divided by
-    their sum."""
+    """Return the entropy along the last axis, in nats.
+
+    The nonnegative ``counts`` are first divided by their sum along the last axis.
+    """
     shares = counts / counts.sum(axis=-1, keepdims=True)
     return np.asarray(-(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1))
 

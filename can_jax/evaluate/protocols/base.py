@@ -35,7 +35,7 @@ class EvalProtocol:
         takes_classifier: Whether the protocol can also evaluate a trained classifier.
         compared: The metrics in which a study compares its arms, as a dict from column title to
             metric name; the first metric is the most important. Titles of percentages end
-            with ``(%)``. A study cannot use a protocol without such metrics.
+            with ``(%)``. If ``compared`` is empty, a study cannot use the protocol.
         trains: Whether the protocol trains a model in the results directory. If ``trains`` is True,
             the model card of an export accepts results only if they belong to the run in the
             results directory.

@@ -119,7 +119,7 @@ def datasets_of(
 ) -> list[tuple[str, ConfigDict, str | None]]:
     """Return the name, data block and test split of each data set of the few-shot protocol.
 
-    If the test split is None, `EvalContext.pair` chooses one.
+    If the test split is None, `EvalContext.pair` chooses a test split.
 
     Args:
         data: The ``data`` block of the evaluation.
