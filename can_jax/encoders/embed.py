@@ -180,7 +180,7 @@ def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
     ``identity``.
 
     If the folder has no stored identity yet, ``identity`` is written to it. Keys that an older
-    version did not store are not compared.
+    version of can_jax did not store are not compared.
     """
     stored = read_identity(epath.Path(folder))
     if stored is None:

@@ -50,7 +50,7 @@ class PretrainedEncoder:
             another library.
         parameters: The encoder's parameters on the device mesh, without those of projection heads.
         graph: The `nnx.GraphDef` of the encoder's network, which holds no arrays.
-        identity: The description of the weights that evaluations write to `results.json`.
+        identity: The dict that describes the weights in `results.json`.
     """
 
     config: ConfigDict
@@ -203,7 +203,7 @@ def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 def identity_of(
     path: epath.Path, step: int | None, config: ConfigDict, parameters: Any
 ) -> dict[str, Any]:
-    """Return the description of an encoder's weights that is written to `results.json`.
+    """Return the dict that describes an encoder's weights in `results.json`.
 
     Args:
         path: The path from which the weights were read.

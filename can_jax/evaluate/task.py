@@ -29,7 +29,8 @@ class EvalResults:
         metrics: The value of each metric, by name. Accuracies are in percent.
         intervals: The 95 % bootstrap interval over the test examples for some metrics, by name.
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
-        data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
+        data: The name and fingerprint of each split, as ``name:fingerprint``, by role, such
+            as ``train`` or ``test``.
         chosen: The hyperparameters selected on held-out examples, by name. The protocol `classify`
             selects no hyperparameters; its only entry is ``seconds``, the training time.
         tables: The tables of the report by title, each a list of rows.

@@ -45,7 +45,7 @@ class Head:
         return not (self.normalizes and self.pool in ("patches", "all"))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits of uint8 images, computed by the run's own network."""
+        """Return the logits of uint8 images, computed by can_jax's network."""
         with jax.default_matmul_precision("highest"):
             return np.asarray(jax.jit(self.step.logits)(self.state, images))
 

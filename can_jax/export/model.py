@@ -45,8 +45,8 @@ class Model:
         config: The configuration of the run, or an equivalent one for imported weights.
         step: The step of the checkpoint; None if unknown.
         parameters, batch_stats: The trees of parameters and BatchNorm statistics. For classifiers
-            and imported weights, the trees hold only the encoder. A fixed linear map before the
-            patch embedding is folded into the embedding.
+            and imported weights, ``parameters`` and ``batch_stats`` hold only the encoder. A
+            fixed linear map before the patch embedding is folded into the embedding.
         source: The run directory, or the path of the imported weights.
         imported: Whether the weights come without a run; their training is then unknown.
         head: The head of a fine-tuned classifier; None for other models.

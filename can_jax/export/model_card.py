@@ -153,7 +153,7 @@ def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def without_path(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result without the local path of its data."""
+    """Return the content of a `results.json` without the local path of the data."""
     data = result["data"]
     return result | {"data": {key: value for key, value in data.items() if key != "path"}}
 

@@ -2,7 +2,7 @@
 
 Each verifier returns a dict with outputs for the images of a `Sample`. The possible keys of the
 dict are `TOKENS` for an encoder, `PREDICTION` for a decoder and `LOGITS` for a classifier.
-`reference` computes the expected values with the run's own network.
+`reference` computes the expected outputs with can_jax's network.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def installed(*packages: str) -> bool:
 
 
 def reference(model: Model, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs of the run's own network in float32; the decoder's noise level is 0."""
+    """Compute the outputs of can_jax's network in float32; the decoder's noise level is 0."""
     if contents == CLASSIFIER:
         return {LOGITS: head_of(model).logits(sample.images)}
     modules = [name for name in BUILDERS if contents == "full" and name in model.parameters]

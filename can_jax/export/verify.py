@@ -170,7 +170,7 @@ def check(
 
     Returns:
         A dict for the manifest: the number of images, the error limit, and the relative error of
-        each verifier. If the preprocessing was compared, the dict also holds the pixel differences.
+        each verifier. If `preprocessing_differences` returns differences, the dict also holds them.
         For big_vision, the dict also holds the relative error that results from GELU in its tanh
         form.
 

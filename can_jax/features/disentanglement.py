@@ -184,8 +184,8 @@ def mutual_information_gap(codes: Codes, factors: Factors) -> dict[str, float]:
     """Return the mutual information gap of each factor, from 0 to 1.
 
     Mutual information is estimated from histograms with `CODE_BINS` bins for a dimension and
-    `FACTOR_BINS` bins for a continuous factor. With few examples, the estimates are biased upwards
-    for all dimensions.
+    `FACTOR_BINS` bins for a continuous factor. With few examples, the estimated mutual information
+    is too high for all dimensions.
 
     Args:
         codes: The code (feature vector) of each example.

@@ -70,8 +70,8 @@ class FeatureExtractor:
                 encoder.
             examples: The evaluation set that loads the images in batches.
             change: A function of (images, example indices) that returns the images from which to
-                compute features. The function runs on the host, and must keep the shape and dtype
-                of the images.
+                compute features. ``change`` runs on the host, and must keep the shape and dtype of
+                the images.
         """
         parts, done = [], 0
         with jax.set_mesh(self._mesh), phase("computing features") as progress:

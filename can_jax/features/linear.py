@@ -58,8 +58,8 @@ class Heads(NamedTuple):
 
         Args:
             features: The feature vectors of the examples, not standardized.
-            numbers: The maximum number of logits to compute at a time, over all heads. At least one
-                example is processed at a time.
+            numbers: The maximum number of logits to compute at a time, over all heads. A
+                single example is processed even if it has more logits.
         """
         chunk = max(1, numbers // self.bias.size)
         parts = [

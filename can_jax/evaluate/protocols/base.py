@@ -34,8 +34,8 @@ class EvalProtocol:
             that the protocol reads; they are validated before the evaluation.
         takes_classifier: Whether the protocol can also evaluate a trained classifier.
         compared: The metrics in which a study compares its arms, as a dict from column title to
-            metric name; the first metric is the most important. Titles of percentages end
-            with ``(%)``. If ``compared`` is empty, a study cannot use the protocol.
+            metric name; the first metric is the most important. The title of a metric in
+            percent ends with ``(%)``. If ``compared`` is empty, a study cannot use the protocol.
         trains: Whether the protocol trains a model in the results directory. If ``trains`` is True,
             the model card of an export accepts results only if they belong to the run in the
             results directory.

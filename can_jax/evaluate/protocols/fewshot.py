@@ -64,7 +64,7 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name of a data set for metric names. It is the `name` of its entry in
+    """Return the name that denotes a data set in metric names. It is the `name` of its entry in
     `fewshot.datasets` or, without one, the last component of its path or, without a path, `data`
     followed by the index of the entry."""
     path = str(block.get("path") or "").rstrip("/")

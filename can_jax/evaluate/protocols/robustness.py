@@ -125,7 +125,7 @@ def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[s
     """Return the mean corruption error (mCE), and the error of each corruption.
 
     The error of a corruption is the mean top-1 error over severities, in percent of AlexNet's mean
-    error (arXiv 1903.12261). The mCE is the mean of these errors over corruptions.
+    error (arXiv 1903.12261). The mCE is the mean error of the corruptions.
 
     Args:
         errors: The top-1 errors in percent at the five severities, by corruption.

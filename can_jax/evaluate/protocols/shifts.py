@@ -260,14 +260,13 @@ def imagenet_labels() -> dict[str, int]:
 
 
 def imagenet_numbering(classes: Classes) -> Numbering | None:
-    """Return the translation of ImageNet-1k labels to class indices.
+    """Return the translation of ImageNet-1k labels to class indices, or None if it is unknown.
 
     A data set of class folders numbers its own classes from 0, which need not agree with the labels
     of ImageNet-1k. Classes with names are therefore matched by WordNet id or, if all names are
     integers, by integer. If the classes have no names, the labels of the training data are used.
     The labels of the training data are also used for 1,000 classes with other names that are not
-    sorted. Names that come from class folders are always sorted. For any other classes, return
-    None.
+    sorted. Names that come from class folders are always sorted.
     """
     if not classes.names:
         return classes.numbering

@@ -1,7 +1,7 @@
 """Functions that write Markdown pages with escaped values.
 
 Each value that is not `Markdown` is escaped when it is inserted. A value therefore cannot add
-lines, table cells, links, images or HTML. `can_jax.evaluate.page` does the same for HTML pages.
+lines, table cells, links, images or HTML. `can_jax.evaluate.page` escapes values in HTML.
 """
 
 import re

@@ -58,7 +58,7 @@ def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
     """Return the evaluation settings that affect the results of a protocol that trains a model.
 
     The data source and the dtype are omitted, because they default to those of the pretraining run.
-    `classifier_identity` adds the data source and the dtype that were used.
+    `classifier_identity` adds the data source and the dtype of the classifier's run.
 
     Args:
         protocol: The configuration of the evaluation, as a dict.
