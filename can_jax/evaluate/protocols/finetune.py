@@ -361,7 +361,7 @@ class Tester(Log):
         self.report.say(f"step {step}: top-1 accuracy {top1:.2f}% on {len(labels)} test images")
 
     def _predict(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the logits, data-source labels and class indices of the test examples. Collective."""
+        """Return logits, data-source labels and class indices of the test examples. Collective."""
         outputs = self._logits(state, self._examples)
         return outputs.features, outputs.labels, self._part.numbering(outputs.labels)
 
