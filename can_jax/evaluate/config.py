@@ -92,7 +92,7 @@ def warnings_of(
     Args:
         config: The resolved configuration of the evaluation.
         given: The dotted config keys that the command line sets.
-        classifier: Whether a trained classifier is evaluated, not an encoder.
+        classifier: Whether a trained classifier is evaluated instead of an encoder.
     """
     name = config.protocol
     if name not in KEYS_READ:

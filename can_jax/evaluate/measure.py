@@ -148,7 +148,7 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
         path: The run directory, which is named in error messages.
 
     Raises:
-        UserError: A setting is invalid; the message names the first one.
+        UserError: A setting is invalid; the message names the first invalid setting.
     """
     try:
         check_keys(run, ("data", *protocol.run_settings))

@@ -44,7 +44,7 @@ class ClassifierStep:
         settings: The config block ``classify`` of the evaluation.
         features: The input of the head: ``class``, ``patches``, ``all`` or ``both``; see
             `PretrainedEncoder.select`.
-        classes: The number of classes, and of logits.
+        classes: The number of classes, which is also the number of logits.
         schedule: The learning rate as a function of the step.
     """
 
