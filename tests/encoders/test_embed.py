@@ -192,7 +192,7 @@ def test_parts_of_another_model_or_decoding_are_refused(places, tmp_path, change
     with pytest.raises(Stop):
         embed()
     given |= changes
-    with pytest.raises(UserError, match=f"other settings: {message}"):
+    with pytest.raises(UserError, match=f"from those of this call: {message}"):
         embed()
     stored = tmp_path / "a.npz.parts" / "identity.json"
     older = {k: v for k, v in json.loads(stored.read_text()).items() if k in OLDER}

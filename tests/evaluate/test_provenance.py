@@ -165,7 +165,7 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
     model = open_model(str(place / "a"))
     (found,) = results_of(model, [str(place / "ft")])
     assert found["metrics"].keys() >= {"finetune/top1"}
-    with pytest.raises(UserError, match="belongs to weights other than"):
+    with pytest.raises(UserError, match="but other weights are exported"):
         results_of(open_model(str(place / "b")), [str(place / "ft")])
 
     def changed(change):

@@ -71,7 +71,7 @@ def mirrored(url: str) -> Path:
 
 
 def upload(folder: Path, url: str, last: str) -> None:
-    """Copy the visible files directly in a local folder to an object store.
+    """Copy the visible files of a local folder, without its subfolders, to an object store.
 
     Args:
         folder: The local folder that contains the files.
