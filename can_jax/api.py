@@ -46,7 +46,8 @@ def load(
             channel. By default, the mean is read from the files; if the files state no mean, images
             of three channels use ImageNet's mean, with a warning.
         std: The standard deviation that normalizes images with values in [0, 1]: one number, or one
-            for each channel. The default is chosen as for ``mean``.
+            for each channel. By default, the value is read from the files. If the files state no
+            value, images of three channels use ImageNet's standard deviation, with a warning.
         step: The step of the checkpoint to load from a run directory. By default, the latest valid
             checkpoint is loaded.
         batch_size: The maximum number of images in a forward pass, summed over all devices.
@@ -68,8 +69,9 @@ def load(
 def default_config() -> "ConfigDict":
     """Return the default configuration: CAN with a ViT-B/16.
 
-    The defaults follow the paper, except for the denoising branch. The caller must set the data,
-    the image size and the length of the run. `can_jax/config/defaults.py` documents every key.
+    The defaults follow the CAN paper, except those of the denoising branch. The caller must set the
+    data, the image size and the length of the run. `can_jax/config/defaults.py` documents every
+    key.
     """
     from can_jax.config.resolve import default_config as make
 

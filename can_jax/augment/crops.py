@@ -17,9 +17,9 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
     """Return pseudorandom numbers in [0, 1) for each position in the stream of examples.
 
     The numbers depend only on the seed, the positions and ``count``. The generator is SplitMix64
-    (Steele, Lea and Flood, 2014), which hashes counters. One call computes the numbers of all
-    positions. TensorFlow's stateless random functions take a single seed, so they would need one
-    call per image.
+    (Steele, Lea and Flood, 2014), which hashes counters. One call computes the random numbers for
+    all positions. TensorFlow's stateless random functions take a single seed, so they would need
+    one call per image.
 
     Args:
         seed: Any integer.
@@ -71,7 +71,7 @@ def random_boxes(
     is used.
 
     With ``fit="clamp"``, a box is drawn once, and its height and width are limited to those of the
-    image. BYOL's code and MAE's linear probe clamp boxes.
+    image. BYOL's code and MAE's linear probe limit boxes as ``fit="clamp"`` does.
 
     Args:
         seed: The seed of the run.
@@ -155,7 +155,7 @@ def enlarged(size: tuple[int, int]) -> Int[np.ndarray, "2"]:
     """Return the minimum (height, width) of a resized image before a center crop of ``size``.
 
     If the shorter side of ``size`` is at most 224 pixels, the result is 8/7 of ``size``, as in MAE:
-    256 for 224. Otherwise, the result equals ``size``.
+    256 for 224. If the shorter side of ``size`` exceeds 224 pixels, the result equals ``size``.
 
     Args:
         size: The (height, width) of the center crop in pixels.
@@ -169,7 +169,7 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
     do.
 
     The image is resized bicubically with antialiasing, to the smallest size that covers
-    ``enlarged(size)`` and keeps the aspect ratio. The center of the resized image is then cut out.
+    ``enlarged(size)`` and keeps the aspect ratio. The result is the center of the resized image.
 
     Args:
         image: A uint8 tensor (height, width, channels). An image of exactly ``size`` is returned

@@ -1,7 +1,7 @@
 """Presets of `config.augment`, as dicts of the values that differ from the defaults.
 
-The default values are the preset ``can``. A recipe applies another preset with
-``config.augment.update(PRESETS["mae"])``.
+The default values of `config.augment` are the preset ``can``. A recipe applies another preset, such
+as ``mae``, with ``config.augment.update(PRESETS["mae"])``.
 """
 
 from typing import Any

@@ -3,8 +3,8 @@
 RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) are implemented as in timm.
 
 RandAugment draws from the fifteen operations of timm's ``rand-m9-mstd0.5-inc1``. Under `jax.vmap`,
-a choice among the operations would compute all fifteen for every image. Therefore the five
-geometric operations share one affine warp. The ten color operations are cheap, so all ten are
+a choice among the operations would compute all fifteen for every image. To save computation, the
+five geometric operations share one affine warp. The ten color operations are cheap, so all ten are
 computed and one result is selected.
 """
 
@@ -118,7 +118,7 @@ def cubic(fraction: Float[Array, "height width"]) -> tuple[Float[Array, "height 
     ``fraction`` in [0, 1).
 
     The kernel is Keys' kernel with a = -1, as in Pillow's affine transform. The resize functions of
-    Pillow and TensorFlow use a = -1/2 instead.
+    Pillow and TensorFlow use Keys' kernel with a = -1/2.
     """
     t = fraction
     return (

@@ -51,7 +51,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
             also holds ``threads``, ``image_size``, ``batch_size``, ``examples`` and ``rounds``.
 
     Raises:
-        UserError: TensorFlow cannot decode any of the sampled images.
+        UserError: TensorFlow can decode none of the sampled images.
     """
     source = open_source(config.data, config.data.split)
     sample, _ = source.read(spread(source.examples, SAMPLE))
@@ -135,7 +135,7 @@ def _reads(config: ConfigDict, source: Source, python: list[float]) -> Turn:
         config: The resolved configuration.
         source: The source to read.
         python: A list to which each measurement appends the number of images divided by the
-            process's CPU seconds in user mode. Python code takes almost all of the time in user
+            process's CPU seconds in user mode. Python code accounts for almost all CPU time in user
             mode. TensorFlow's `tf.data` takes only a few microseconds per chunk of images, and the
             operating system's copies of images count as system time.
     """

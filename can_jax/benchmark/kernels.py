@@ -57,7 +57,7 @@ def attention_operations() -> dict[str, Operation]:
 
 
 def gelu_operations() -> dict[str, Operation]:
-    """Return implementations of the exact GELU by name."""
+    """Return implementations of the exact GELU, by name."""
     return {"ours": ops.gelu, "jax.nn": functools.partial(jax.nn.gelu, approximate=False)}
 
 
@@ -69,7 +69,7 @@ def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operatio
 
 
 def product_operations() -> dict[str, Operation]:
-    """Return implementations of the matrix product of a linear layer by name."""
+    """Return implementations of the matrix product of a linear layer, by name."""
     return {"ours": ops.linear_product, "jnp.matmul": jnp.matmul}
 
 
