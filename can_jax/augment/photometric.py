@@ -51,8 +51,7 @@ class Photometric:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
-        """Select the photometric settings from the dict ``config.augment``, which has further
-        keys."""
+        """Create a `Photometric` from ``config.augment``. Keys that are not fields are ignored."""
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property

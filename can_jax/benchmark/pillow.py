@@ -22,10 +22,10 @@ _encoded: list[bytes] = []  # The images of this worker process.
 
 @dataclasses.dataclass(frozen=True)
 class TwoViews:
-    """A random augmentation that returns several views of an image.
+    """A random augmentation that returns ``views`` views of an image.
 
-    ``size`` is the (height, width) of a view in pixels. The other fields have the names and values
-    of keys in `config.augment`.
+    ``size`` is the (height, width) of a view in pixels. All fields except ``size`` have the names
+    and values of keys in `config.augment`.
     """
 
     size: tuple[int, int]

@@ -1,8 +1,8 @@
 """CAN in idiomatic PyTorch: a baseline for speed, and a reference for numerical tests.
 
 Parameters have the names and layouts of the published MAE, so that `can_jax.weights` can read a
-saved state dict. The model uses `F.scaled_dot_product_attention` and a fused AdamW. Autocast to
-bfloat16 and `torch.compile` are optional.
+saved state dict. The model uses `F.scaled_dot_product_attention` and a fused AdamW.
+`torch.compile` and autocast to bfloat16 are optional.
 """
 
 import math

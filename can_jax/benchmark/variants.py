@@ -55,11 +55,12 @@ def measure_variants(
             key.
         peers: Whether to also measure PyTorch with and without `torch.compile`, and a variant named
             `SAME_WORK` that performs the same computation as PyTorch.
-        rounds: The number of rounds besides the first. Each round measures every variant once.
+        rounds: The number of rounds after the first round. Each round measures every variant once.
         seconds: The duration of each measurement in seconds.
         product: The number of rows of the square matrices whose product is timed in each round
             except the first.
-        describe: A function that returns further results for a compiled step.
+        describe: A function that returns results for a compiled step, which are stored with the
+            measurements of that step.
         report: A function that is called with all results so far whenever a new result is
             available.
         left: A function that returns how many seconds remain for the benchmark. Measurements are

@@ -90,7 +90,7 @@ def _files(folder: epath.Path) -> list[str]:
 
 
 def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
-    """Return the size of a file in bytes and its CRC-32.
+    """Return the size in bytes and the CRC-32 of a file.
 
     The CRC-32 is None for a file in a bucket, since object stores verify checksums themselves.
     """

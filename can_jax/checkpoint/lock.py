@@ -94,7 +94,8 @@ def run_lock(
             saving; `WAIT_ENDING_SECONDS` by default.
 
     Raises:
-        InUse: Another run still holds the directory after the wait.
+        InUse: Another run still holds the directory after the wait. In processes other than 0, any
+            failure to take the lock raises `InUse`.
         UserError: The lock files cannot be read or written.
     """
     claim, refusal = None, None

@@ -50,7 +50,7 @@ class Checkpointer:
             None for off.
         read_only: Whether to leave the directory unchanged, because another run may write to it.
         check: A function called before a save is finalized and before files of a failed save are
-            removed. An error raised by this function prevents the finalization or the removal.
+            removed. An error raised by ``check`` prevents finalizing the save or removing files.
 
     Raises:
         UserError: The directory cannot be listed or created.
@@ -126,8 +126,8 @@ class Checkpointer:
     def latest_valid_step(self) -> int | None:
         """Return the latest step whose checksums verify, or None if there are no checkpoints.
 
-        Damaged checkpoints of later steps are rejected; see `set_aside_refused`. Collective: every
-        process must call this.
+        Damaged checkpoints after the returned step are rejected; see `set_aside_refused`.
+        Collective: every process must call this.
 
         Raises:
             UserError: All checkpoints are damaged, or a checkpoint cannot be read.
@@ -194,7 +194,7 @@ class Checkpointer:
             step: The step at which ``state`` was reached.
             state: The state to save, as a pytree of `jax.Array`.
             run: The progress of the run as a JSON-serializable dict.
-            temporary: Whether to delete this checkpoint when the next one is saved.
+            temporary: Whether to delete this checkpoint after the next save; see `Retention`.
 
         Raises:
             UserError: Three saves in a row have failed.
@@ -217,8 +217,8 @@ class Checkpointer:
     def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Restored:
         """Restore the latest checkpoint up to ``step`` that has the shapes of ``abstract``.
 
-        Later checkpoints with other shapes are rejected; see `set_aside_refused`. Collective: every
-        process must call this.
+        Checkpoints after the restored one, up to ``step``, are rejected because their shapes
+        differ; see `set_aside_refused`. Collective: every process must call this.
 
         Args:
             step: The step of the latest checkpoint to consider.
@@ -276,8 +276,8 @@ class Checkpointer:
     def close(self) -> None:
         """Wait for the pending saves of this process, and close the Orbax manager.
 
-        This method is not collective, since a process can end alone, for example on Ctrl-C. To
-        detect a failed save in all processes, call `wait` first.
+        This method is not collective, since a process can end alone, for example on Ctrl-C. Call
+        `wait` before `close`, so that every process detects a failed save.
         """
         with self._scope:
             try:

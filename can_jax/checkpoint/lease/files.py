@@ -54,8 +54,8 @@ class Files(Protocol):
     def lock(self) -> bool:
         """Take the kernel's file lock; return False if another process holds it.
 
-        On a file system without file locks, return True. The lease records alone then determine
-        the holder.
+        On a file system without file locks, return True. Without file locks, only the lease records
+        determine the holder.
         """
         ...
 
@@ -232,8 +232,8 @@ def creates_exclusively(url: str) -> bool:
     object.
 
     Atomic creation requires a conditional write, which the library `obstore` supports. TensorFlow's
-    file system first checks whether the object exists, and then writes. Another process can write
-    in between.
+    file system first checks whether the object exists, and then writes. Another process can
+    create the object between the check and the write.
     """
     scheme = url.partition("://")[0]
     return scheme in BUCKETS and importlib.util.find_spec("obstore") is not None

@@ -6,8 +6,8 @@ processes try to create the same record, only one succeeds. After a process has 
 record, it removes the older records. A holder whose record is missing has lost the lease.
 
 Processes under the same kernel also use a file lock on ``.lock``, which even a suspended holder
-keeps. Processes on other hosts check the heartbeats in the holder's record. ``lock.json`` is a copy
-of the holder's record under a fixed name.
+keeps. Processes on a different host than the holder check the heartbeats in the holder's record.
+``lock.json`` is a copy of the holder's record under a fixed name.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Lease:
     Args:
         files: The file operations on the directory.
         me: The description of this process; see `can_jax.checkpoint.lease.owner.describe`.
-        name: The name of the directory in messages, such as ``--workdir=PATH``.
+        name: The name by which messages call the directory, such as ``--workdir=PATH``.
         beat_seconds: The interval between heartbeats in seconds, which must be the same in all
             processes that share the directory.
         host: The object that decides whether a holder has ended; ``Host(me)`` by default.
@@ -169,8 +169,9 @@ class Lease:
         """Check once, without retries, that this process holds the lease.
 
         Raises:
-            LostLock: Another process holds the lease, or its files were removed.
-            OSError: The records cannot be read.
+            LostLock: Another process holds the lease, the lease was released, or the record of this
+                process was removed.
+            OSError: The records cannot be read, or `check` has failed to read them for too long.
         """
         if self.lost is not None:
             raise self.lost
@@ -193,8 +194,8 @@ class Lease:
         """Try once to take the lease.
 
         Returns:
-            None if this process now holds the lease, else the record of the holder. The record is
-            empty if the holder is unknown.
+            None if this process now holds the lease, else the record of the holder. The returned
+            record is empty if the holder is unknown.
         """
         alone = self._files.lock()
         held = False
