@@ -46,7 +46,7 @@ def with_stored(
         given: The dotted keys that the command line sets; their values in ``config`` are kept.
 
     Returns:
-        The configuration, and a message for each setting that differs from ``config``.
+        A changed copy of ``config``, and a message for each changed setting.
     """
     config = config.copy_and_resolve_references()
     began = from_json(stored)
@@ -99,7 +99,8 @@ def check_stream(
     Args:
         stored: The ``seed``, the ``batch_size`` and the data fingerprint ``data`` in the
             checkpoint; an empty dict if an older version of the program wrote the checkpoint.
-        current: The current values of ``seed``, ``batch_size`` and ``data``.
+        current: The ``seed``, the ``batch_size`` and the data fingerprint ``data`` of the resumed
+            run.
         step: The step of the checkpoint, for messages.
         allowed: The names of the settings that may differ: ``seed``, ``batch_size`` or ``data``.
 
@@ -162,8 +163,8 @@ def is_given(key: str, given: Collection[str]) -> bool:
 def to_store(config: ConfigDict, stored: str | None) -> str:
     """Return the JSON text of a configuration, to be stored in a run directory.
 
-    A key that ``stored`` lacks is omitted if its value keeps the old behavior. Therefore the next
-    resume also keeps the old behavior.
+    A key that ``stored`` lacks is omitted if its value keeps the old behavior. At the next resume,
+    `with_stored` gives each omitted key the value that keeps the old behavior.
 
     Args:
         config: The resolved configuration of the run.

@@ -211,7 +211,8 @@ def find_checkpoint(checkpoint: str, setting: str = "") -> tuple[epath.Path, int
         setting: The text that precedes ``checkpoint`` in the error message, such as a flag.
 
     Returns:
-        The path, and the step. A step of None selects the latest valid checkpoint of a run.
+        The path of the run directory or of the weights, and the step. A step of None selects the
+        latest valid checkpoint of a run.
 
     Raises:
         UserError: The path does not exist, and is not the name of an installed encoder.

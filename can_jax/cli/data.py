@@ -23,11 +23,11 @@ class DataFlag:
     def select(self, config: ConfigDict, given: dict[str, Any]) -> None:
         """Set the data path of an evaluation, and the data source that reads this path.
 
-        Without ``--data`` on the command line, nothing changes.
+        Without ``--data`` on the command line, ``config`` is not changed.
 
         Args:
-            config: The configuration of the evaluation; changed in place. The kind of the data
-                selects the source, unless ``config.data.source`` is set.
+            config: The configuration of the evaluation; changed in place. If
+                ``config.data.source`` is set, its value is retained.
             given: The values that the command line sets, by dotted configuration key.
 
         Raises:

@@ -52,7 +52,7 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
 
     Attributes:
         config: The recipe that was loaded last; None before the first is loaded. Error messages
-            about options such as ``--config.key=value`` suggest keys of this recipe.
+            about options such as ``--config.key=value`` suggest keys of the last loaded recipe.
     """
 
     def __init__(self, kind: str, also: str | None = None):

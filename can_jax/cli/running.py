@@ -47,9 +47,10 @@ def run(command: Command) -> NoReturn:
 def exit_if_stopped() -> None:
     """Exit without JAX's exit handler if a signal ended the command outside the training loop.
 
-    The signal may have interrupted a compilation. A thread of XLA that is still compiling would
-    crash after JAX's exit handler destroys JAX's client. Exit handlers that are registered after
-    this function still run, because Python runs the handlers in reverse order of registration.
+    A signal that ends the command may interrupt a compilation. A thread of XLA that is still
+    compiling would crash after JAX's exit handler destroys JAX's client. Exit handlers that are
+    registered after this function still run, because Python runs the handlers in reverse order of
+    registration.
     """
     if handler.stopped_alone and handler.fixed_code is not None:
         give_up_buffers()
@@ -80,7 +81,7 @@ def keep_compiled() -> None:
     Each processor model and number of cores has its own folder, because programs that are compiled
     for one model may not run on another. Incomplete cache entries are removed. The environment
     variable JAX_COMPILATION_CACHE_DIR takes precedence; if its value is empty, the cache is
-    disabled. Without a writable folder, programs are compiled at each start.
+    disabled. Without a writable cache folder, programs are compiled at each start.
     """
     cache = user_cache()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:

@@ -5,8 +5,8 @@ label, if any, of each image. Images that cannot be decoded are listed in a sepa
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
 arrays. Options `--config.data.…` set keys of `config.data`, as for `can_jax.evaluate`; they require
 `--config=knn`. Keys that select examples or a test split are rejected, because all images of the
-split are read. Keys of evaluation protocols are rejected, too. Re-running an interrupted command
-resumes it.
+split are read. The command evaluates no protocol, and rejects the keys of protocols. Re-running an
+interrupted command resumes it.
 """
 
 from pathlib import Path

@@ -1,12 +1,13 @@
 """`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
 
 Exports the weights of a run in the format timm, huggingface, big_vision, safetensors, stablehlo or
-onnx. RUN can also be an export, or weights of another library. Before the command creates DIR, it
-verifies the exported files. Independent code, and the target library if it is installed, must
-reproduce the outputs of the run's model from the exported files. The file `manifest.json` in DIR
-holds the numerical errors of the verification, and the facts required to use the weights, such as
-the normalization of images. The file `README.md` in DIR is a model card; `--results=OUT1,OUT2` adds
-the results of evaluations. `--push=hf://user/name` uploads DIR to the Hugging Face Hub.
+onnx. RUN can also be an export, or weights of another library. The command verifies the exported
+files in a temporary directory, and then renames the directory to DIR. Independent code, and the
+target library if it is installed, must reproduce the outputs of the run's model from the exported
+files. The file `manifest.json` in DIR holds the numerical errors of the verification, and the facts
+required to use the weights, such as the normalization of images. The file `README.md` in DIR is a
+model card; `--results=OUT1,OUT2` adds the results of evaluations. `--push=hf://user/name` uploads
+DIR to the Hugging Face Hub.
 """
 
 from etils import epath

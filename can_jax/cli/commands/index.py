@@ -2,9 +2,9 @@
 
 Writes an index, which holds the location of each example of a data set for random access. By
 default, the command decodes every image, leaves undecodable images out of the index, and lists
-images with identical content. PATH has the form of `config.data.path` in a recipe. The index is
-written to a subfolder of the data, where training finds it, or to the folder of `--out`. Re-running
-an interrupted command resumes it.
+images with identical content. PATH has the same form as `config.data.path` in a recipe. The index
+is written to a subfolder of the data, where training finds it, or to the folder of `--out`.
+Re-running an interrupted command resumes it.
 """
 
 import os

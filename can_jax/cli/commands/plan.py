@@ -100,8 +100,8 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of tables.")
 
 @COMMAND.runs
 def main() -> None:
-    """Compile a train step, and print its memory and time. With ``--search``, or if the step does
-    not fit in memory, also search for better settings."""
+    """Compile a train step, and print its memory use and estimated time. With ``--search``, or if
+    the step does not fit in memory, also search for better settings."""
     config = _CONFIG.read()
     if _TOPOLOGY.value is None:
         raise UserError("--topology=NAME is missing: give the devices, such as v5e:16x16")

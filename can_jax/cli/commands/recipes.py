@@ -1,7 +1,8 @@
 """`python -m can_jax.recipes [NAME]`
 
 Lists the shipped recipes, evaluation protocols, studies, reference ranges and launchers. With NAME,
-prints the path of the file of that name. To change a recipe, copy its file. To run a launcher, use
+prints the path of the file of that name. To change a recipe, copy its file, and edit the copy. To
+run a launcher, use
 `bash "$(python -m can_jax.recipes launch/local)" --config=NAME --workdir=DIR`.
 """
 

@@ -2,9 +2,10 @@
 
 Pretrains an encoder on images, and writes checkpoints and metrics to a run directory. Re-running
 the command resumes from the latest checkpoint. With `--data`, the command chooses a recipe, batch
-size, memory settings and precision that suit the devices and the images. It prints each choice with
-its reason. `--for` sets the length of the run: a time such as `2h`, or a number such as
-`100epochs`, `5000steps` or `1e7images`. `--config.key=value` sets any key of the recipe.
+size, memory settings and precision that suit the devices and the images. The command prints each
+chosen setting, and the reason for the choice. `--for` sets the length of the run: a time such as
+`2h`, or a number such as `100epochs`, `5000steps` or `1e7images`. `--config.key=value` sets any key
+of the recipe.
 
 To train on several hosts, run the same command on each of them. On Cloud TPU, GKE, SLURM and Open
 MPI, the processes find each other without further options.
