@@ -1,8 +1,8 @@
 """The configuration keys that select the encoder, the data and the devices of an evaluation, and
 checks of these keys.
 
-`can_jax.evaluate.config` adds the keys of the evaluation protocols. `can_jax.load` uses only the
-keys of this module.
+`can_jax.evaluate.config` adds the keys of the evaluation protocols to the keys of this module.
+`can_jax.load` uses only the keys of this module.
 """
 
 import dataclasses

@@ -111,11 +111,12 @@ def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDic
     """Return a copy of a stored configuration in which rejected values are replaced by defaults.
 
     Args:
-        config: The configuration of a run, possibly of an older version.
+        config: The stored configuration of a run, possibly written by an older version of the
+            program.
         but: The dotted keys and blocks whose values are not replaced.
 
     Returns:
-        The copy, and a sentence for each replaced value.
+        The copy of ``config``, and a sentence for each replaced value.
     """
     config, lines = config.copy_and_resolve_references(), []
     for name, key in flat_keys(RECIPE):

@@ -1,8 +1,8 @@
 """Decoders that turn encoded images into uint8 pixels.
 
-TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow decodes the images that
-TensorFlow rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
-`can_jax.data.decoding.open_image` limits Pillow to a few formats.
+TensorFlow decodes JPEG, PNG and WebP in parallel, without running Python code. Pillow decodes the
+images that TensorFlow rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and
+WebP. `can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
 TensorFlow and Pillow both drop alpha unless four channels are requested. Only the first frame of an
 animation is decoded. `can_jax.data.decoding.depth` describes how images of more than 8 bits a
@@ -217,8 +217,8 @@ def pillow_pixels(
         encoded: The bytes of the image file.
         channels: The number of channels of the result: 1, 3 or 4.
         max_pixels: The maximum number of pixels, width times height, that `open_image` accepts.
-        exif: Whether to rotate and mirror the image by its EXIF orientation. Pillow does so in any
-            case for TIFFs.
+        exif: Whether to rotate and mirror the image by its EXIF orientation. Pillow rotates and
+            mirrors TIFFs even if ``exif`` is False.
         value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
             a channel; None if `config.data.range` is unset.
 

@@ -1,13 +1,17 @@
 """Conversion of images with more than 8 bits a channel to 8 bits a channel.
 
-All images of a data set are scaled by the same rule. ``value_range`` (`config.data.range`) holds
-the two pixel values that are mapped to 0 and 255. Values inside the range are scaled linearly, and
-values outside the range are clipped.
+In a data set, all images of more than 8 bits a channel are scaled by the same rule. ``value_range``
+(`config.data.range`) holds the two pixel values that are mapped to 0 and 255. Values inside the
+range are scaled linearly, and values outside the range are clipped.
 
-Without a range, the upper byte of each 16-bit value is used, provided that the image has a value of
-2**15 or more. Without a range, images of more than 8 bits count as undecodable if they are not
-16-bit images, or if all values are below 2**15. Their upper bytes alone would make 12-bit scans
-that are stored in 16 bits too dark. Integers of more than 16 bits would wrap around.
+Without a range, the upper byte of each 16-bit value is used, and the largest value of an image must
+be 2**15 to 2**16 - 1. Other images of more than 8 bits, and images of negative or floating-point
+values, count as undecodable. The upper bytes alone would make 12-bit scans that are stored in 16
+bits too dark. A value of 2**16 or more, shifted right by 8 bits, would overflow uint8.
+
+If the header of a PPM, JPEG 2000 or AVIF file states a maximum below 2**16 - 1, Pillow scales the
+maximum to 2**16 - 1 in grayscale images, and to 255 in color images. Without a range, a color image
+with such a maximum is decoded even if all values are small.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
@@ -30,7 +34,7 @@ WHITE = 2**16 - 1
 def to_eight_bits(
     values: Shaped[np.ndarray, "*shape"], value_range: Range
 ) -> UInt8[np.ndarray, "*shape"]:
-    """Scale image values that are not unsigned 8-bit integers to uint8.
+    """Scale image values of a type other than uint8 to uint8.
 
     Raises:
         ValueError: A value is not finite. If ``value_range`` is None, ValueError is also raised for

@@ -32,8 +32,8 @@ def _known() -> tuple[str, ...]:
 class _PillowLimit:
     """Pillow's limit on pixels, which is increased while an image with a higher limit is open.
 
-    Pillow has one limit per process. Pillow applies the limit when opening an image, and when
-    decoding a tile of a TIFF.
+    All threads of a process share Pillow's limit. Pillow applies the limit when opening an image,
+    and when decoding a tile of a TIFF.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _PillowLimit:
 
     @contextlib.contextmanager
     def at_least(self, pixels: int) -> Iterator[None]:
-        """Raise Pillow's limit to at least ``pixels`` while the context is active."""
+        """Increase Pillow's limit on pixels to at least ``pixels`` while the context is active."""
         with self._lock:
             if not self._allowed:
                 self._usual = Image.MAX_IMAGE_PIXELS
@@ -109,8 +109,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _check_text(encoded: bytes) -> None:
     """Reject a GIF with more than 1 MiB of comments and other extensions before its first image.
 
-    Pillow would take minutes to concatenate so many comments. For a PNG, Pillow itself limits each
-    text chunk to 1 MiB, and all text chunks together to 64 MiB.
+    Pillow may take minutes to concatenate megabytes of GIF comments. For a PNG, Pillow itself
+    limits each text chunk to 1 MiB, and all text chunks together to 64 MiB.
     """
     if encoded[:3] != b"GIF" or len(encoded) < 13:
         return
