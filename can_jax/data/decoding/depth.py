@@ -9,9 +9,9 @@ be 2**15 to 2**16 - 1. Other images of more than 8 bits, and images of negative 
 values, count as undecodable. The upper bytes alone would make 12-bit scans that are stored in 16
 bits too dark. A value of 2**16 or more, shifted right by 8 bits, would overflow uint8.
 
-If the header of a PPM, JPEG 2000 or AVIF file states a maximum below 2**16 - 1, Pillow scales the
-maximum to 2**16 - 1 in grayscale images, and to 255 in color images. Without a range, a color image
-with such a maximum is decoded even if all values are small.
+If the header of a PPM, JPEG 2000 or AVIF file states a maximum from 2**8 to 2**16 - 2, Pillow
+scales the maximum to 2**16 - 1. If Pillow returns 8-bit values, as for color images, it scales the
+maximum to 255. Without a range, these 8-bit values are used even if all of them are small.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
