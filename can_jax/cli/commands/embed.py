@@ -4,9 +4,9 @@ Writes the features of all images of a data set to a Parquet, npz or CSV file, w
 label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
 run directory, an export, or a folder or file of weights. DIR is a folder of images, shards or
 arrays. Options `--config.data.…` set keys of `config.data`, as for `can_jax.evaluate`; they require
-`--config=knn`. Keys that select examples or a test split are rejected, because all images of the
-split are read. The command evaluates no protocol, and rejects the keys of protocols. Re-running an
-interrupted command resumes it.
+the name of a protocol, such as `--config=knn`. Keys that select examples or a test split are
+rejected, because all images of the split are read. The command evaluates no protocol, and rejects
+the keys of protocols. Re-running an interrupted command resumes it.
 """
 
 from pathlib import Path

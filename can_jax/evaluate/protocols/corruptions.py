@@ -74,8 +74,7 @@ def glass_blur(x: Picture, c: tuple[Number, int, int], rng: np.random.Generator)
 
     ``c`` holds the standard deviation of the blurs, the maximum displacement in pixels, and the
     number of rounds. The authors' code is meant to swap two pixels, but copies one onto the other,
-    because its NumPy views share memory. This implementation also copies one pixel instead of
-    swapping two.
+    because its NumPy views share memory. This function copies the pixel as the authors' code does.
     """
     sigma, reach, rounds = c
     x = np.floor(255 * blurred(x, sigma)) / 255
