@@ -36,9 +36,9 @@ def with_stored(
 ) -> tuple[ConfigDict, list[str]]:
     """Return the configuration with which a run resumes under a newer version of the program.
 
-    A key that the stored configuration lacks gets the value that keeps the old behavior. A key
-    whose stored value is a former default keeps that value if ``config`` has the current default.
-    All other keys have the values of ``config``.
+    A key that the stored configuration lacks gets the value that keeps the old behavior. If the
+    stored value of a key was the default of an older version, and ``config`` has the current
+    default, the key keeps its stored value. All other keys have the values of ``config``.
 
     Args:
         config: The resolved configuration of the resumed run.
@@ -132,8 +132,8 @@ def newer_keys(stored: str) -> list[str]:
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the keys whose value is a former default in ``began``, and the current default in
-    ``config``.
+    """Return the keys that have the default of an older version in ``began``, and the current
+    default in ``config``.
 
     Args:
         began: The configuration in the run directory, parsed.
