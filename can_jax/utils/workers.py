@@ -136,7 +136,7 @@ def _call(here: tuple[str, str], function: Callable[[Item], Result], item: Item)
 
     Args:
         here: The version of can_jax that the node must have, and the working directory for relative
-            paths. A node that lacks the directory in ``here`` keeps its own working directory.
+            paths. A node without this directory keeps its own working directory.
         function: The function to call.
         item: The argument of ``function``.
 
