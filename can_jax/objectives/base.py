@@ -129,8 +129,8 @@ class Objective:
         for name, key in self.keys.items():
             if name == "weight":
                 raise ValueError(
-                    "an objective with keys['weight']: set the default weight by the argument "
-                    "`weight` of Objective instead"
+                    "the keys of an objective must not contain 'weight': set the default weight by "
+                    "the argument `weight` of Objective"
                 )
             if not isinstance(key, Key):
                 raise ValueError(

@@ -67,7 +67,7 @@ class Budget:
 def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
     """Reject a zip archive whose members would expand to too large a total size.
 
-    The archive's directory states the size of each member; `zipfile` reads no more than that size.
+    The zip's central directory states the size of each member, and `zipfile` reads no more.
 
     Raises:
         UserError: The total exceeds the budget, or a member is compressed by a method other than

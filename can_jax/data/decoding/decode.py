@@ -39,8 +39,8 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 def native_size(encoded: Any, max_pixels: int) -> Any:
-    """Return the (height, width) in the header of a JPEG, PNG, WebP or encoded array, as an int32
-    tensor (2,).
+    """Return the (height, width) in the header of a JPEG, PNG or WebP file or of an encoded array,
+    as an int32 tensor (2,).
 
     Evaluating the returned tensor raises a TensorFlow error if ``encoded`` has an unsupported
     format, no pixels, or more than ``max_pixels`` pixels.
@@ -87,8 +87,8 @@ def native_pixels(
     window: Any = None,
     value_range: Range = None,
 ) -> Any:
-    """Decode all or part of a JPEG, PNG, WebP or encoded array to a uint8 tensor (height, width,
-    channels).
+    """Decode all or part of a JPEG, PNG or WebP file, or of an encoded array, to a uint8 tensor
+    (height, width, channels).
 
     Args:
         encoded: The bytes of the image file or of the encoded array.
