@@ -77,7 +77,8 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
     if full and (shared := sorted({"epsilon", "gelu"} & facts["options"].keys())):
         raise UserError(
             f"--format=huggingface does not support --contents=full for an encoder with "
-            f"the option {shared[0]}, which the decoder does not have: set --contents=encoder"
+            f"the option {shared[0]}, since Transformers would also apply it to the decoder: "
+            "set --contents=encoder"
         )
     kind = "ViTMAEForPreTraining" if full else "ViTModel"
     settings: dict[str, Any] = {

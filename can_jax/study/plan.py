@@ -130,8 +130,8 @@ class Plan:
                 )
             if arm.tuned and RATE in self.changes(arm):
                 raise UserError(
-                    f"config.arms: {arm.name!r}: a tuned arm cannot set or inherit a change of "
-                    f"{RATE}; set tuned=False"
+                    f"config.arms: {arm.name!r}: `changes` of a tuned arm cannot set {RATE}, "
+                    "whether its own or those inherited by `like`; set tuned=False"
                 )
             if not arm.tuned and arm.like is None:
                 raise UserError(

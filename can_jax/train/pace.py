@@ -157,8 +157,8 @@ class Pace:
             paused: The total seconds so far for which training was paused, for example by
                 evaluations.
             evaluation: The longest time in seconds that the evaluations of one step took in this
-                start. The estimate reserves ``evaluation`` seconds for the evaluations after the
-                last step, and more if steps have become slower since the longest evaluations.
+                start. The longest such time of all starts is reserved for the evaluations after
+                the last step. It is scaled up if steps are now slower than when it was measured.
         """
         if self._fixed or step < self._next or step >= self.total:
             return

@@ -1,4 +1,4 @@
-"""Inference of encoder options, such as LayerScale and registers, from another library's arrays."""
+"""Detection of encoder options, such as LayerScale and registers, from another library's arrays."""
 
 import re
 from typing import Any
