@@ -36,7 +36,7 @@ def read_identity(workdir: epath.Path) -> Identity | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; give another --workdir") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} is not a JSON object; give another --workdir")
+        raise UserError(f"{path} does not contain a JSON object; give another --workdir")
     return stored
 
 

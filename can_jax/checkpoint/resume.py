@@ -113,8 +113,8 @@ def check_stream(
         old, new = stored[name], current[name]
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
-                f"the data in config.data differs from that of the checkpoint of step {step}: "
-                f"config.data has {', '.join(phrases)}. Give the original data, another --workdir, "
+                f"config.data differs from the data of the checkpoint of step {step}: it has "
+                f"{', '.join(phrases)}. Give the original data, another --workdir, "
                 "or --allow_changes=data to continue with the change"
             )
         if name != "data" and old != new:

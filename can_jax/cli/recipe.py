@@ -81,4 +81,4 @@ def _check_argument(get_config: Any, argument: list[str], option: str) -> None:
             extra = f"takes no argument; leave :{argument[0]} out"
         else:
             extra = f"needs an argument, as in {option}:ARGUMENT"
-        raise UserError(f"{option}: this recipe {extra}") from None
+        raise UserError(f"{option}: the file {extra}") from None

@@ -48,7 +48,7 @@ DATA: Table = {
                 tuple),
         "The parts of the source `mixture`, one dict for each data set.",
     ),
-    "options": Key((), OPTIONS, "(name, value) options of a user-registered data source."),
+    "options": Key((), OPTIONS, "The options of a registered data source, as (name, value) pairs."),
     "labels": Key(None, Text(), "A CSV, TSV or JSON Lines list of labels, for an image folder."),
     "index": Key(None, Text(), "The folder of the split's index; by default in the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
@@ -60,7 +60,7 @@ DATA: Table = {
         None, COUNT, "The approximate number of images in an epoch of streamed data."
     ),
     "exif_orientation": Key(
-        False, Switch(), "Whether to rotate images by EXIF orientation; TIFFs are always rotated."
+        False, Switch(), "Whether to apply the EXIF orientation of images; that of TIFFs always is."
     ),
     "max_pixels": Key(
         50_000_000, COUNT, "The maximum area of an image; larger images count as undecodable.",
@@ -70,7 +70,7 @@ DATA: Table = {
         None,
         Special(RANGE, is_range),
         "The pixel values (low, high) that become black and white in images of more than 8 bits "
-        "per channel. By default, such an image is decoded only if it uses all 16 bits.",
+        "per channel. By default, a 16-bit image is decoded only if a value is at least 32768.",
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
@@ -140,9 +140,9 @@ MODEL: Table = {
     "patch_size": Key(16, Whole(1, 2**15), "The side length of a square patch.", unit="pixels"),
     "patch_embed": Key(
         "auto", Choice(PATCH_EMBEDS),
-        "The fixed linear map before the learned patch embedding: `linear` uses none, `whitened` "
-        "whitens the data's patches, and `dct` scales their DCT coefficients. `auto` is `whitened` "
-        "for a ViT that predicts noise, and `linear` otherwise.",
+        "The transform of patches before the learned, linear embedding: none for `linear`; "
+        "`whitened` whitens the data's patches; `dct` scales their DCT coefficients. `auto` is "
+        "`whitened` for a ViT that predicts noise, and `linear` otherwise.",
         before="linear", was_default=True,
     ),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
@@ -174,9 +174,9 @@ MODEL: Table = {
     ),
     "scan": Key(
         AUTO, AUTO_OR_SWITCH,
-        "Whether to loop over one compiled transformer block, to shorten compilation. `auto` is "
-        "True on CPUs, and False on accelerators, where a loop copies parameters and "
-        "activations.",
+        "Whether to compile one transformer block and run it in a loop over the layers, to shorten "
+        "compilation. `auto` is True on CPUs, and False on accelerators, where such a loop copies "
+        "parameters and activations.",
     ),
     "attention": Key(
         AUTO, Choice(ATTENTION),
@@ -196,7 +196,7 @@ OPTIMIZER: Table = {
     "options": Key((), OPTIONS, "Further arguments of the optimizer, as (name, value) pairs."),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
-        "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
+        "The peak learning rate for a batch of 256. It is scaled in proportion to the batch size.",
     ),
     "weight_decay": Key(0.05, Number(0, 1e6), "The weight decay, which applies to kernels only."),
     "learning_rate_scale": Key(
@@ -335,8 +335,8 @@ RECIPE: Table = {
         ),
         "target": Key(
             "normalized", Choice(("scaled", "normalized", "unit")),
-            "The target of denoising, for the noise sigma * e with standard normal e: sigma * e "
-            "(scaled), sigma * e / rms with rms = sigma_max / sqrt(3) (normalized), or e (unit).",
+            "The target of denoising for noise sigma * e, where e is standard normal: `scaled` is "
+            "sigma * e, `normalized` sigma * e * sqrt(3) / sigma_max, and `unit` e.",
             before="scaled", was_default=True,
         ),
         "linear_bound": NOW_ON(
@@ -383,7 +383,7 @@ RECIPE: Table = {
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),
-            "The fraction of data.split that the kNN probe holds out if no other split has labels.",
+            "The fraction of data.split that the kNN probe holds out if no test split can be used.",
         ),
         "bank": Key(10000, COUNT, "The maximum number of training images that serve as neighbors."),
         "queries": Key(5000, COUNT, "The maximum number of images that the kNN probe classifies."),

@@ -57,8 +57,8 @@ def encoder_table() -> Table:
             ),
             "held_out": Key(
                 None, INSIDE,
-                "The fraction of the training examples to hold out if no test split has labels. By "
-                "default, it is config.probe.held_out of the run.",
+                "The fraction of the training examples to hold out if no test split can be used. "
+                "By default, it is config.probe.held_out of the run.",
             ),
             "train_examples": Key(
                 None, COUNT,
@@ -119,19 +119,19 @@ def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
         for name, key in flat_keys(table):
             check(
                 name in OF_ANY_DATA or data[name] == key.default,
-                f"data.{name}={data[name]} has no effect on the data set of the run; to use "
-                "another data set, set config.data.source or --data=PATH",
+                f"data.{name}={data[name]} has no effect, since the evaluation uses the data "
+                "set of the run; to use another, set config.data.source or --data=PATH",
             )
         return
     check_data(config)
     check(
         not data.streaming,
-        "data.streaming=True: an evaluation needs random access; set it to False",
+        "data.streaming=True: an evaluation needs random access; set data.streaming=False",
     )
     for name in ("mean", "std"):
         value = config.model[name]
         check(
             not isinstance(value, tuple | list) or len(value) == data.channels,
-            f"model.{name}={value}: give one number, or one for each of the "
-            f"data.channels={data.channels} channels",
+            f"model.{name}={value}: with data.channels={data.channels}, give one number, or "
+            f"{data.channels} numbers, one for each channel",
         )

@@ -65,7 +65,7 @@ def check_source(data: ConfigDict) -> None:
     )
     check(
         not data.labels or data.source in ("folder", "mixture"),
-        f"data.labels: only image folders take a list of labels, not {data.source}",
+        f"data.labels: only data.source=folder takes a list of labels, not {data.source}",
     )
     if data.streaming:
         streamed = " and ".join(name for name, kind in SOURCES.items() if kind.shards)
@@ -157,8 +157,8 @@ def check_variant(config: ConfigDict) -> None:
     if config.model.backbone == "vit":
         check(
             variant_of(config.model).norm == "tokens",
-            "model.backbone_options: norm='pooled' is for imported encoders only, since the "
-            "decoder and the losses would read tokens that are not normalized; remove it",
+            "model.backbone_options: remove norm='pooled', which only imported encoders "
+            "support; in pretraining, the decoder and the losses read normalized tokens",
         )
 
 
@@ -179,8 +179,8 @@ def check_objectives(config: ConfigDict) -> None:
     for name, objective in objectives.items():
         check(
             "teacher" not in objective.reads or config.optimizer.ema_decay,
-            f"optimizer.ema_decay=0: the targets of objective.{name} are tokens of the moving "
-            "average of the encoder; set a decay rate, such as 0.999",
+            f"optimizer.ema_decay=0 disables the moving average of the encoder, which computes the "
+            f"targets of objective.{name}; set a decay rate, such as 0.999",
         )
         objective.check(config)
 

@@ -82,10 +82,10 @@ def _of_array(image: Any, channels: int) -> Pixels:
         array = np.asarray(image)
     except Exception as error:  # An arbitrary object can raise any type of exception.
         raise UserError(f"the image cannot be converted to an array: {one_line(error)}") from error
-    expected = f"uint8 (height, width, {channels})"
+    expected = f"(height, width, {channels})"
     if array.dtype != np.uint8:
         given = "" if array.dtype.kind in "fiub" else ", the path of an image file, or a PIL.Image"
-        raise UserError(f"the image is {array.dtype}: give {expected}{given}")
+        raise UserError(f"the image is {array.dtype}: give uint8 {expected}{given}")
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim == 3 and array.size:

@@ -294,12 +294,12 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
     """
     for name in ("heads", "gelu"):
         if given[name] is not None:
-            require_vit(run, f"{path}: {name}={given[name]}")
+            require_vit(run, f"{name}={given[name]} for {path}")
     heads = encoder_size(run.model).heads
     if given.heads not in (None, heads):
-        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; omit heads")
+        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; omit this value")
     if given.gelu is not None and given.gelu != (own := variant_of(run.model).gelu):
-        raise UserError(f"{path}: gelu={given.gelu}: the run has gelu={own}; omit gelu")
+        raise UserError(f"{path}: gelu={given.gelu}: the run has gelu={own}; omit this value")
     config = run.copy_and_resolve_references()
     with config.ignore_type():
         for name in ("mean", "std"):

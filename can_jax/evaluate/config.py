@@ -49,8 +49,8 @@ def evaluation_table() -> Table:
         ),
         "baselines": Key(
             "auto", Choice(("auto", "on", "off")),
-            "Whether `knn` also evaluates the untrained encoder and raw pixels; `auto` does so for "
-            "at most 100,000 training and test images in total."
+            "Whether `knn` also evaluates the untrained encoder and raw pixels; `auto` does so "
+            "unless training and test images together exceed 100,000."
         ),
     }  # fmt: skip
     common |= encoder_table()

@@ -207,8 +207,8 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
         return _open_weights(path, given)
     if given != Given():
         raise UserError(
-            f"--checkpoint={checkpoint} is a run, whose config.json already states these "
-            "settings: leave out --heads, --gelu, --mean and --std"
+            f"--checkpoint={checkpoint} is a run: leave out --heads, --gelu, --mean and "
+            "--std, since its config.json states these settings"
         )
     if (path / CARD).exists():
         config, parameters, step, head = open_head(path, step)

@@ -63,7 +63,7 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
         own = model.head and model.is_latest and epath.Path(path).resolve() == model.run.resolve()
         if not own and checkpoint["sha256"] not in checksums:
             raise UserError(
-                f"--results: {path} evaluates the weights of {checkpoint['path']}, step "
+                f"--results: {path} has results of {checkpoint['path']}, step "
                 f"{checkpoint['step']}, but other weights are exported"
             )
         # The same weights with other heads or another normalization are another encoder.

@@ -247,5 +247,5 @@ def require_vit(config: Any, purpose: str) -> None:
     """
     if config.model.backbone != "vit":
         raise UserError(
-            f"config.model.backbone={config.model.backbone!r}: {purpose} requires 'vit'"
+            f"config.model.backbone={config.model.backbone!r}: only 'vit' supports {purpose}"
         )

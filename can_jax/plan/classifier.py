@@ -30,7 +30,7 @@ def classifier_work(
     """
     if protocol.protocol != "classify":
         raise UserError(
-            f"config.protocol={protocol.protocol!r} has no train step to plan; give a protocol "
+            f"config.protocol={protocol.protocol!r} has no train step to plan; give a --config "
             "that trains a classifier, such as finetune_imagenet_l"
         )
     config = classifier_config(protocol, changed(encoder, protocol), name)

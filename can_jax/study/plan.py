@@ -130,13 +130,14 @@ class Plan:
                 )
             if arm.tuned and RATE in self.changes(arm):
                 raise UserError(
-                    f"config.arms: {arm.name!r}: `changes` of a tuned arm cannot set {RATE}, "
-                    "whether its own or those inherited by `like`; set tuned=False"
+                    f"config.arms: {arm.name!r}: `changes`, or those of `like`, set {RATE}, but "
+                    "tuned=True takes it from config.learning_rates: remove it, or set `like` and "
+                    "tuned=False"
                 )
             if not arm.tuned and arm.like is None:
                 raise UserError(
-                    f"config.arms: {arm.name!r}: set tuned=True, or set `like` to the name of an "
-                    "earlier arm"
+                    f"config.arms: {arm.name!r}: tuned=False takes the learning rate of the arm "
+                    "`like`, which is not set: set it to an earlier arm, or set tuned=True"
                 )
             self.arms[arm.name] = arm
         if study.reference not in self.arms:

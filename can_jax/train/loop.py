@@ -330,7 +330,7 @@ class Loop:
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config
         try:
             write_failed_step(folder, config, step, state, batch)
-            dump = f"python -m can_jax.replay {folder} reproduces the step {step}"
+            dump = f"python -m can_jax.replay {folder} repeats step {step}"
         except (OSError, UserError) as error:
             dump = f"the step {step} could not be written to {folder}: {one_line(error)}"
         raise UserError(

@@ -105,8 +105,8 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
         raise UserError(
             f"out of memory on {devices.kind} with config.batch_size={config.batch_size}, "
             f"config.accumulation.microbatches={config.accumulation.microbatches} and "
-            f"config.model.remat={config.model.remat}; {what_fits(config, devices)}. "
-            f"can-jax plan prints the memory that the step needs ({one_line(error)[:120]})"
+            f"config.model.remat={config.model.remat} ({one_line(error)[:120]}); "
+            f"{what_fits(config, devices)}. can-jax plan prints the memory that the step needs"
         ) from error
 
 
@@ -366,9 +366,9 @@ def warn_of_unsplit_heads(config: ConfigDict, mesh: Mesh) -> None:
     for name, size in sizes.items():
         if size.heads % tensor:
             logging.warning(
-                "config.mesh.tensor=%d does not divide the %d attention heads of config.%s: each "
-                "of the %d devices computes all heads; to split the heads, set a divisor of %d",
-                tensor, size.heads, name, tensor, size.heads,
+                "config.mesh.tensor=%d does not divide the %d attention heads of config.%s, so "
+                "every device computes all heads; to split them, set config.mesh.tensor to a "
+                "divisor of %d", tensor, size.heads, name, size.heads,
             )  # fmt: skip
 
 

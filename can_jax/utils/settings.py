@@ -394,6 +394,6 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
                 )
             check_table(value, entry, origin, f"{key}.")
         elif isinstance(value, ConfigDict):
-            raise UserError(f"config.{key} is a block of keys: give {entry.describe()}")
+            raise UserError(f"config.{key} is set to a block of keys: give {entry.describe()}")
         else:
             refuse(key, value, entry)

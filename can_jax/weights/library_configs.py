@@ -174,7 +174,7 @@ def _huggingface(config: Facts) -> Stated:
             f"hidden_act={activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
     if config.get("use_swiglu_ffn"):
-        raise UserError("use_swiglu_ffn=true is not supported: this encoder has MLPs with GELU")
+        raise UserError("use_swiglu_ffn=true is not supported: can_jax has only MLPs with GELU")
     defaults = HUGGINGFACE_DEFAULTS[kind]
     stated = _named(defaults | config, HUGGINGFACE_KEYS)
     for name, key in HUGGINGFACE_KEYS.items():
@@ -260,8 +260,8 @@ def _timm(config: Facts) -> Stated:
     }
     if refused := sorted(unknown | other):
         raise UserError(
-            f"model_args {refused[0]}={arguments[refused[0]]!r} is not supported: this encoder is "
-            "a plain ViT"
+            f"model_args {refused[0]}={arguments[refused[0]]!r} is not supported: can_jax has only "
+            "the plain ViT"
         )
     facts, keys = _named(arguments, TIMM_KEYS | TIMM_OPTIONS, "model_args.")
     facts |= {"gelu": EXACT, "layer_norm_eps": 1e-6, **implied[0]}

@@ -86,8 +86,8 @@ def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
         missing = "patch_embed.proj.weight" if embed is None else "blocks.0"
         names = ", ".join(sorted(arrays)[:3]) or "none"
         raise UserError(
-            "these are not the arrays of a ViT as MAE, timm, Hugging Face or big_vision name them: "
-            f"{missing} is missing; the file has, for example, {names}"
+            f"{missing} is missing: the arrays must have the names of a ViT of MAE, timm, Hugging "
+            f"Face or big_vision, but are, for example, {names}"
         )
     if embed.ndim != 4 or embed.shape[2] != embed.shape[3]:
         raise UserError(

@@ -99,7 +99,7 @@ def refused(module, *arguments):
         (["--config=vit_b", "–config.batch_size=64"], "did you mean --config.batch_size=64?"),
         (["--config=eval/knn"], "is an evaluation protocol, for python -m can_jax.evaluate"),
         (["--config=knn"], "is an evaluation protocol, for python -m can_jax.evaluate"),
-        (["--config=vit_b:large"], "this recipe takes no argument; leave :large out"),
+        (["--config=vit_b:large"], "the file takes no argument; leave :large out"),
         (["--config=noise_ablation:al"], "choose one of none, noise, loss, full"),
     ],
 )  # fmt: skip

@@ -167,7 +167,9 @@ def test_blocks_and_values_do_not_take_each_others_place():
             UserError, match=rf"config.model={value} replaces a block of keys.*size"
         ):
             resolve(with_value(small_config(), "model", value))
-    with pytest.raises(UserError, match="config.seed is a block of keys: give a whole number"):
+    with pytest.raises(
+        UserError, match="config.seed is set to a block of keys: give a whole number"
+    ):
         resolve(with_value(small_config(), "seed", ConfigDict({"a": 1})))
     with pytest.raises(UserError, match="config.model=3: .* expects a block of keys here"):
         from_json('{"model": 3}')

@@ -123,7 +123,7 @@ def test_missing_shards_and_other_files_of_a_folder_are_logged(tmp_path, caplog)
         "val-00000-of-00009.tar", "train-00000-of-00004.parquet",
     )  # fmt: skip
     assert names(tmp_path, "") == ["train-00000-of-00004.tar", "train-00003-of-00004.tar"]
-    assert "2 of 4 numbered shards are missing, for example " in caplog.text
+    assert "2 of the 4 shards that the file names count are missing, for example " in caplog.text
     assert f"{tmp_path}/train-00001-of-00004, {tmp_path}/train-00002-of-00004;" in caplog.text
     assert "3 files that are not tar shards by name are left out: loose.png, train-" in caplog.text
     caplog.clear()

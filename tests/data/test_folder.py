@@ -25,7 +25,7 @@ def test_first_folder_is_the_class(tmp_path, caplog):
     assert source.labels.tolist() == [0, 0, 1]
     assert source.label_names == ("cat", "dog")
     assert source.describe(2) == str(tmp_path / "dog/deep/a.png")
-    assert "1 files that are not images" in caplog.text and "cat/notes.txt" in caplog.text
+    assert "1 files are not recognized as images" in caplog.text and "cat/notes.txt" in caplog.text
 
 
 def test_loose_images_have_no_labels(tmp_path, caplog):
@@ -92,7 +92,7 @@ def test_file_that_is_no_image_takes_no_labels_away(tmp_path, caplog, stray):
     source = open_folder(str(tmp_path), "train")
     assert source.label_names == ("cat", "dog") and source.labels.tolist() == [0, 1]
     assert files(source) == ["cat/a.png", "dog/b.png"]
-    assert "1 files that are not images" in caplog.text and stray in caplog.text
+    assert "1 files are not recognized as images" in caplog.text and stray in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "ico"])

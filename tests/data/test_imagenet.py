@@ -97,11 +97,11 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     lost.unlink()
     prepare(official, out, shards=3, partial=True)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time
-    with pytest.raises(UserError, match="does not match the shards to be written"):
+    with pytest.raises(UserError, match="is from another conversion"):
         prepare(official, out, shards=2, partial=True)
     # Another order, such as that of folders instead of tars, would repeat and omit images.
     images = find_train(official)[::-1]
-    with pytest.raises(UserError, match="does not match the shards to be written"):
+    with pytest.raises(UserError, match="is from another conversion"):
         imagenet.write_shards(out, "train", images, list(CLASSES), 3)
 
 
@@ -123,7 +123,7 @@ def test_shards_with_stale_labels_are_refused(tmp_path):
     note = tmp_path / "out" / "val.json"
     plan = json.loads(note.read_text())
     for classes, order in [("aabb", [*files][2:] + [*files][:2]), ("abab", [*files])]:
-        with pytest.raises(UserError, match=r"val\.json does not match the shards to be written"):
+        with pytest.raises(UserError, match=r"val\.json is from another conversion"):
             write(*classes, order=order)
     del plan["labels"]  # the note of an earlier version
     note.write_text(json.dumps(plan))
@@ -190,7 +190,7 @@ def test_files_that_are_left_out_are_named(tmp_path, caplog):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(VAL[0])
     assert [image.name for image in find_train(tmp_path)] == ["a.jpg"]
-    assert "2 files that are not images" in caplog.text and "are HEIC" in caplog.text
+    assert "2 files are not recognized as images" in caplog.text and "are HEIC" in caplog.text
 
 
 def test_tar_with_attributes_for_all_members_is_read(official):

@@ -61,7 +61,7 @@ def test_integer_labels_and_lists_that_do_not_fit(tmp_path, caplog):
         read_label_list(str(good))
     with pytest.raises(UserError, match=r"none\.csv cannot be read"):
         read_label_list(str(tmp_path / "none.csv"))
-    with pytest.raises(UserError, match="only image folders take a list"):
+    with pytest.raises(UserError, match="only data.source=folder takes a list"):
         small_config(data__labels="x.csv")
 
 

@@ -98,7 +98,7 @@ def test_damaged_length_costs_one_record(tmp_path):
 def test_nothing_in_any_shard_is_one_line(tmp_path, suffix):
     (tmp_path / f"train.{suffix}").write_bytes(gzip.compress(b"x" * 5000))
     opener = open_tfrecord if suffix == "tfrecord" else open_webdataset
-    with pytest.raises(UserError, match=rf"no example in 1 shards: .*train\.{suffix}"):
+    with pytest.raises(UserError, match=rf"none of the 1 shards has an example; .*train\.{suffix}"):
         opener(str(tmp_path), "train")
 
 

@@ -159,7 +159,7 @@ def test_splits_below_the_classes(tmp_path, caplog):
 def test_folders_that_may_be_no_classes_are_named(tmp_path, caplog, names, classes):
     put(tmp_path, *names)
     assert open_folder(str(tmp_path), "train").label_names == classes
-    assert f"folders {', '.join(classes)} are treated as classes, with images such" in caplog.text
+    assert f"folders {', '.join(classes)} are treated as classes, but may not be" in caplog.text
 
 
 def test_usual_classes_are_no_news(tmp_path, caplog):
@@ -183,7 +183,9 @@ def test_index_that_takes_a_split_for_a_class_is_refused(tmp_path):
         Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train",
         file_labels=np.arange(3, dtype=np.int32), label_names=("Val", "cat", "dog"),
     )  # fmt: skip
-    with pytest.raises(UserError, match="the folder Val of the split val as a class; rebuild"):
+    with pytest.raises(
+        UserError, match="Val is a class, but it is the folder of the split val; rebuild"
+    ):
         open_folder(str(tmp_path), "train")
 
 

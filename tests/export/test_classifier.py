@@ -116,10 +116,10 @@ def test_card_has_the_results_of_the_classifier_and_of_its_training(classifier, 
         text = json.dumps(results | {"checkpoint": identity})
         (folder / "results.json").write_text(text)
     assert len(results_of(model, [str(place), str(tmp_path / "robust")])) == 2
-    with pytest.raises(UserError, match=r"other evaluates the weights of runs/pretrained"):
+    with pytest.raises(UserError, match=r"other has results of runs/pretrained"):
         results_of(model, [str(tmp_path / "other")])
     (place / "checkpoints" / "9").mkdir()
-    with pytest.raises(UserError, match=r"evaluates the weights of runs/pretrained"):
+    with pytest.raises(UserError, match=r"has results of runs/pretrained"):
         results_of(model, [str(place)])
 
 

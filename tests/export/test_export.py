@@ -409,9 +409,7 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp
     assert "\nlicense: mit\n" in stated and "| data | a million shapes |" in stated
     assert "| knn | knn_20 | 61.25 | folder |" in text and "| a | 1.0e-07 |" in text
     assert "ViT (24 wide, 2 blocks, 3 heads), patches of 4," in text and 'can_jax.load(".")' in text
-    with pytest.raises(
-        UserError, match=r"other evaluates the weights of .*, step 3, but other weights"
-    ):
+    with pytest.raises(UserError, match=r"other has results of .*, step 3, but other weights"):
         results_of(model, [str(tmp_path / "other")])
     with pytest.raises(UserError, match=r"holds no results\.json"):
         results_of(model, [str(tmp_path)])

@@ -119,7 +119,7 @@ def test_backbone_trains_is_probed_and_loaded(own, tmp_path):
     done = main_in_process(
         "can_jax.export", f"--checkpoint={tmp_path}/run", output, "--format=timm"
     )
-    assert "config.model.backbone='mean_mixer': an export requires 'vit'" in done.stderr
+    assert "config.model.backbone='mean_mixer': only 'vit' supports an export" in done.stderr
 
 
 @pytest.mark.parametrize(

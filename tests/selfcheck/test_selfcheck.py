@@ -124,7 +124,10 @@ def test_wrong_reference_fails_with_one_line(reference, tmp_path):
     np.savez(tmp_path / "wrong.npz", **wrong)
     done = run(f"--reference={tmp_path / 'wrong.npz'}")
     assert done.returncode == 1
-    assert done.stderr == "error: 1 of 24 quantities exceed their tolerance: loss/denoising\n"
+    assert (
+        done.stderr
+        == "error: the errors of 1 of 24 quantities exceed their tolerances: loss/denoising\n"
+    )
     assert "TOO LARGE" in done.stdout
 
 

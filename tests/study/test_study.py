@@ -89,7 +89,7 @@ def test_lengths_in_epochs_are_scaled_or_replaced_too():
         ),
         (
             {"name": "a", "group": ""},
-            "'a': set tuned=True, or set `like` to the name of an earlier arm",
+            "'a': tuned=False takes the learning rate of the arm `like`, which is not set: set it",
         ),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
         ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),
@@ -170,7 +170,7 @@ def test_arm_sets_its_own_learning_rate_but_no_seed():
         Plan(small_study(arms=(*arms, rate | {"changes": {"seed": 1}})))
     heir = {"name": "heir", "group": "", "like": "fast", "tuned": True}
     for tuned in ((rate | {"tuned": True},), (rate, heir)):
-        with pytest.raises(UserError, match="`changes` of a tuned arm cannot set optim"):
+        with pytest.raises(UserError, match="`changes`, or those of `like`, set optim"):
             Plan(small_study(arms=(*arms, *tuned)))
 
 

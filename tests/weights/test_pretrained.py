@@ -302,7 +302,7 @@ def test_unknown_array_of_every_layout_is_refused_by_name(tmp_path, layout):
         (lambda a: a.pop("pos_embed"), "there is no pos_embed"),
         (lambda a: a.update(pos_embed=a["pos_embed"] * 0), "holds zeros"),
         (lambda a: a.update(pos_embed=a["pos_embed"][:, :15] / 3), "pos_embed has 15 learned rows"),
-        (lambda a: a.pop("patch_embed.proj.weight"), "not the arrays of a ViT as MAE, timm"),
+        (lambda a: a.pop("patch_embed.proj.weight"), "must have the names of a ViT of MAE, timm"),
         (lambda a: [a.pop(k) for k in list(a) if "blocks" in k], "blocks.0 is missing"),
         (
             lambda a: a.update({"fc_norm.bias": a["norm.bias"]}),

@@ -96,7 +96,7 @@ class Lease:
             if ending and not said:
                 said = True
                 logging.warning(
-                    "%s: %s is stopping, but still saving; waiting up to %.0f s for its end",
+                    "%s: %s is stopping, but still saving; waiting up to %.0f s for it to exit",
                     self._name, who(holder), left,
                 )  # fmt: skip
             self._clock.sleep(min(self._beat_seconds / 10, left))

@@ -47,7 +47,7 @@ def main(curves: str) -> None:
         path = epath.Path(curves)
         if len(runs) < 2:
             raise UserError(
-                "--write derives the ranges from the spread of several runs: give them as "
+                "--write derives the ranges from the spread of several runs: give the runs as "
                 "--run=DIR1,DIR2"
             )
         origin = read_json(epath.Path(_RUN.value[0]) / "environment.json")
@@ -75,5 +75,5 @@ def main(curves: str) -> None:
         raise UserError(f"{', '.join(wrong)}: some metrics are outside their reference ranges")
     if empty := [name for name, check in checks.items() if not check["values"]]:
         raise UserError(
-            f"{', '.join(empty)}: no metric is logged yet at a step with a reference range"
+            f"{', '.join(empty)}: none of the values logged so far has a reference range"
         )

@@ -57,5 +57,6 @@ def main() -> None:
             console.print("no problems found")
     if not report["passed"]:
         raise UserError(
-            "the self-check failed: run can-jax selfcheck to print the error of each quantity"
+            "the self-check failed: run can-jax selfcheck to print the relative error of each "
+            "quantity"
         )

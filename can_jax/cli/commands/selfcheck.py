@@ -55,5 +55,6 @@ def main() -> None:
         worst = report["max_relative_error"]
         off = [name for name, error in worst.items() if error > report["tolerance"][name]]
         raise UserError(
-            f"{len(off)} of {len(worst)} quantities exceed their tolerance: {', '.join(off)}"
+            f"the errors of {len(off)} of {len(worst)} quantities exceed their tolerances: "
+            f"{', '.join(off)}"
         )

@@ -102,7 +102,7 @@ def main() -> None:
         workdir = os.path.join("runs", name_of(_DATA.value))
     if workdir is None and not _PRINT_CONFIG.value:
         raise UserError(
-            "--workdir=DIR is missing: give a run directory, or --data=DIR to use a default one"
+            "--workdir=DIR is missing: give a run directory, or --data=DIR, which has a default one"
         )
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
         raise UserError(f"--allow_changes={unknown[0]}: choose from {', '.join(CHANGES)}")
@@ -171,7 +171,10 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
         if devices.platform != "cpu" and not any(key.startswith("total_") for key in given):
             given = given | {"total_epochs": AUTOMATIC_EPOCHS}
     if (elements := [key for key in given if "[" in key]) and (stored or not named_by_user):
-        raise UserError(f"--config.{elements[0]}: with --data, set the whole tuple, not an element")
+        raise UserError(
+            f"--config.{elements[0]} sets one element of a tuple, which is only supported in a new "
+            "run with --config=NAME: set the whole tuple"
+        )
     with recipe.unlocked(), recipe.ignore_type():
         recipe.update_from_flattened_dict({k: v for k, v in given.items() if "[" not in k})
     keep_overrides(recipe, given)

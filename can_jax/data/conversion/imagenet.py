@@ -60,7 +60,7 @@ def write_imagenet(
             writable or too full, or holds shards from another conversion.
     """
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; see --help for its required content")
+        raise UserError(f"{root} is not a folder; --help describes what FROM must contain")
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
         if target is not None:
             print(f"{root} contains TFRecords, which are indexed in place: {target} is not used")
@@ -72,7 +72,7 @@ def write_imagenet(
         root = root / KAGGLE
     splits = {"train": find_train(root), "val": find_val(root, partial)}
     if target is None:
-        raise UserError("TO is missing: give the folder in which to write the shards")
+        raise UserError("the argument TO is missing: give the folder in which to write the shards")
     classes = sorted({image.class_name for image in splits["train"]})
     for split, images in splits.items():
         _check_split(root, split, images, set(classes), partial)
@@ -178,7 +178,7 @@ def write_shards(
     note = target / f"{split}.json"
     # The notes of earlier versions lack some keys of the plan.
     if note.exists() and plan | json.loads(note.read_text()) != plan:
-        raise UserError(f"{note} does not match the shards to be written; give another TO")
+        raise UserError(f"{note} is from another conversion; give another folder as TO")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
         raise UserError(

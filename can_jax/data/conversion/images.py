@@ -96,8 +96,8 @@ def find_val(root: Path, partial: bool = False) -> list[Image]:
     if (root / DEVKIT).exists():
         return _with_devkit_labels(root / DEVKIT, folder, images, partial)
     raise UserError(
-        f"{folder / loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into "
-        f"{root}, or move the images to {folder}/CLASS/…"
+        f"{folder / loose[0]} is in no class folder: put a file with the labels, {SOLUTION} "
+        f"(Kaggle) or {DEVKIT}, into {root}, or move the images to {folder}/CLASS/…"
     )
 
 
@@ -227,7 +227,7 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
                     yield Image(str(path), member.offset_data, member.size, name, "")
     except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"{path} is not a complete tar: {error}; check that the download is complete"
+            f"{path} cannot be read as a tar: {error}; check that the download is complete"
         ) from error
     if members.problem:
         where = f"{path}, in the inner tar at byte {part.start}," if part else str(path)

@@ -99,8 +99,8 @@ def check_reduced(
     """
     if value_range not in (None, (0.0, float(WHITE)), (0.0, float(maximum))):
         raise ValueError(
-            f"is a color image with values up to {maximum}; for color images, "
-            f"config.data.range={value_range} is supported only in PNG files"
+            f"is a color image: outside PNG files, config.data.range of color images must be (0, "
+            f"{WHITE}) or (0, {maximum}), not {value_range}"
         )
     if maximum == WHITE and value_range is None and pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")

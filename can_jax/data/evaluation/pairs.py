@@ -117,9 +117,9 @@ def open_pair(
     if other is None or held:
         if not 0 < share < 1:  # an older version of the package allowed such values
             raise UserError(
-                f"there is no test split besides {data.split!r}, and the run's "
-                f"config.probe.held_out={share} is not between 0 and 1: override it by "
-                "config.data.held_out, or set config.data.test_split"
+                f"no test split can be used, and the run's config.probe.held_out={share} is not a "
+                f"valid fraction of {data.split!r} to hold out: set config.data.held_out or "
+                "config.data.test_split"
             )
         learned, tested = choose_and_hold_out(source, data.split, counts, share, seed, notes)
     else:

@@ -60,9 +60,9 @@ def check_features(data_dir: str, name: str) -> None:
         for class_name in _classes(_read(path)):
             if not isinstance(class_name, str) or not OWN.fullmatch(class_name):
                 raise UserError(
-                    f"{shown(path)} names the class {class_name!r}, which is not part of TFDS; "
-                    "its code was not run. Prepare the data set with the feature classes of TFDS, "
-                    "or as TFRecords (config.data.source=tfrecord)"
+                    f"{shown(path)} names the Python class {class_name!r}, which is not part of "
+                    "TFDS; its code was not run. Prepare the data set with the feature classes of "
+                    "TFDS, or as TFRecords (config.data.source=tfrecord)"
                 )
 
 

@@ -95,8 +95,8 @@ def one_numbering(
             nameless = own_labels.max(initial=-1) >= len(own)
             if nameless or any(len(set(each)) < len(each) for each in (own, first)):
                 raise UserError(
-                    f"{shard}: the shards differ in label_names, so labels are matched by name; "
-                    "give every label a name that is unique within its shard"
+                    f"{shard}: the shards differ in label_names, so labels are matched by name, "
+                    "but a label has no name, or that of another label; give each its own name"
                 )
         if own != first:
             table = np.array([new_label[name] for name in own], np.int32)

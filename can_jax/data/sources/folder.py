@@ -122,8 +122,9 @@ def _refuse_splits_as_classes(
         for name in set(folders) & set(classes):
             if other != standard(split):
                 raise UserError(
-                    f"the index of {shown(path)} treats the folder {shown(name)} of the split "
-                    f"{other} as a class; rebuild the index with python -m can_jax.data.index"
+                    f"in the index of {shown(path)}, {shown(name)} is a class, but it is the "
+                    f"folder of the split {other}; rebuild the index with python -m "
+                    "can_jax.data.index"
                 )
 
 
@@ -250,7 +251,7 @@ def scan_folder(path: str, split: str) -> Table:
     if not names:
         raise UserError(
             f"no image below {shown(root)}: "
-            f"{remedy(others) or 'no file is named .jpg, .png, .webp or the like'}"
+            f"{remedy(others) or 'no file name ends in .jpg, .png, .webp or the like'}"
         )
     sizes = sizes_of(root, names)
     if (sizes < 0).any():
@@ -322,8 +323,9 @@ def _log_doubtful_classes(classes: list[str], names: list[str]) -> None:
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
         logging.warning(
-            "the folders %s are treated as classes, with images such as %s; to read only one of "
-            "these folders, set config.data.path to it", some(classes), shown(names[0]),
+            "the folders %s are treated as classes, but may not be classes; one of the images is "
+            "%s. To read only one folder, set config.data.path to it",
+            some(classes), shown(names[0]),
         )  # fmt: skip
 
 

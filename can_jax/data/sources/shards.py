@@ -140,7 +140,9 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
             "%s has tar members that are not used: %s", shown(root), list_unused(unused)
         )
     if not sum(len(shard.offset) for shard in scans):
-        raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
+        raise UserError(
+            f"none of the {len(names)} shards has an example; {lack(paths[0], scans[0])}"
+        )
     table = join(list(names), scans)
     return dataclasses.replace(table, size=shard_sizes(paths))
 
@@ -165,9 +167,13 @@ def scan_shard(source: str, path: str) -> ScanResult:
 
 def cut_off(path: str, shard: ScanResult) -> str:
     """Return a phrase with the problem of a shard and the number of its examples that are used."""
+    return f"{lack(path, shard)}; {len(shard.offset)} of its examples are used"
+
+
+def lack(path: str, shard: ScanResult) -> str:
+    """Return a phrase with the problem of a damaged or empty shard."""
     empty = f"contains no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
-    count = len(shard.offset)
-    return f"{shown(path)} {shard.problem or empty}; {count} of its examples are used"
+    return f"{shown(path)} {shard.problem or empty}"
 
 
 def first_of(problems: Sequence[str]) -> str:

@@ -58,8 +58,8 @@ def log_missing_shards(shards: Sequence[str]) -> None:
     if first := list(itertools.islice(missing, 3)):
         count = sum(int(total) - len(there) for (_, total), there in lacking.items())
         logging.warning(
-            "%d of %d numbered shards are missing, for example %s; add them, or rename the "
-            "shards if the data is complete",
+            "%d of the %d shards that the file names count are missing, for example %s; add "
+            "them, or rename the shards if the data is complete",
             count, sum(int(total) for _, total in sets), some(first),
         )  # fmt: skip
 

@@ -56,6 +56,6 @@ def log_not_images(root: str, others: Sequence[str]) -> None:
     if others:
         advice = remedy(others)
         logging.warning(
-            "%s: %d files that are not images by name or content are left out: %s%s",
+            "%s: %d files are not recognized as images, and are left out: %s%s",
             shown(root), len(others), some(others, 3), f"; {advice}" if advice else "",
         )  # fmt: skip

@@ -31,7 +31,7 @@ DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED}
 }
 SETTINGS: Table = {
     "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False),
-            "The numbers of training images per class to evaluate."),
+            "The numbers of training images per class; each number is evaluated."),
     "draws": Key(5, Whole(1, 10**6),
             "The number of random draws of the training images; accuracies are means over draws."),
     "ridge": Key(1024.0, Number(1e-6, 1e15),

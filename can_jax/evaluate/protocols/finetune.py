@@ -94,7 +94,7 @@ SETTINGS: Table = {
             "The maximum global norm of the gradient; 0 disables clipping."),
     "drop_path": Key(
         0.1, BELOW_ONE,
-        "The stochastic-depth rate of the last block; it falls linearly to 0 in the first block."
+        "The stochastic-depth rate of the last block. The rates of the blocks rise linearly from 0."
     ),
     "mixup": Key(0.8, ALPHA, "The alpha of mixup's Beta distribution; 0 disables mixup."),
     "cutmix": Key(1.0, ALPHA, "The alpha of CutMix's Beta distribution; 0 disables CutMix."),
@@ -219,8 +219,8 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
         parts = config.accumulation.microbatches
         raise UserError(
             f"out of memory with config.batch_size={config.batch_size} and config.classify."
-            f"microbatches={parts}: try --config.classify.microbatches={2 * parts}, which keeps "
-            f"the batch size, or --config.classify.remat=dots ({one_line(error)[:120]})"
+            f"microbatches={parts} ({one_line(error)[:120]}): try --config.classify.microbatches="
+            f"{2 * parts}, which keeps the batch size, or --config.classify.remat=dots"
         ) from error
 
 
@@ -247,7 +247,7 @@ def classifier_config(protocol: ConfigDict, encoder: ConfigDict, path: str) -> C
     """
     settings = protocol.classify
     if settings.layer_decay != 1 or settings.drop_path:
-        require_vit(encoder, "config.classify.layer_decay and drop_path")
+        require_vit(encoder, "config.classify.layer_decay and config.classify.drop_path")
     config, lines = without_refused(encoder, but=("data", "augment", *ENCODER))
     for line in lines:
         logging.warning("%s: %s", path, line)
