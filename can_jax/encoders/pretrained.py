@@ -297,9 +297,9 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
             require_vit(run, f"{name}={given[name]} for {path}")
     heads = encoder_size(run.model).heads
     if given.heads not in (None, heads):
-        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; omit this value")
+        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; omit heads")
     if given.gelu is not None and given.gelu != (own := variant_of(run.model).gelu):
-        raise UserError(f"{path}: gelu={given.gelu}: the run has gelu={own}; omit this value")
+        raise UserError(f"{path}: gelu={given.gelu}: the run has gelu={own}; omit gelu")
     config = run.copy_and_resolve_references()
     with config.ignore_type():
         for name in ("mean", "std"):

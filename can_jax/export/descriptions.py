@@ -107,10 +107,10 @@ def huggingface_config(model: Model, contents: str, format: str = "huggingface")
         head = head_of(model)
         if head.pool != "class" or head.normalizes:
             raise UserError(
-                "--format=huggingface requires a head on the class token and without LayerNorm, "
-                f"but this head has features={head.pool} and head_norm="
-                f"{head.step.settings.head_norm}; use --format=stablehlo, or timm for "
-                "features=patches"
+                "--format=huggingface requires a head that reads the class token without "
+                f"LayerNorm, but this head has features={head.pool} and head_norm="
+                f"{head.step.settings.head_norm}; use --format=stablehlo or, if features=patches, "
+                "--format=timm"
             )
         settings["architectures"] = ["ViTForImageClassification"]
         settings["id2label"] = dict(enumerate(head.names))

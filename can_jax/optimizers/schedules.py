@@ -86,8 +86,8 @@ def restarts(
     spans = list(itertools.pairwise([0, *ends]))
     if any(start == end for start, end in spans):
         raise ValueError(
-            f"cycles={cycles}, growth={growth}: a cycle would have none of the {steps} steps after "
-            "the warm-up; give fewer cycles"
+            f"cycles={cycles}, growth={growth}: some cycle would have no step, since only {steps} "
+            "steps follow the warm-up; give fewer cycles"
         )
     parts = [
         optax.cosine_decay_schedule(peak * decay**i, end - start)

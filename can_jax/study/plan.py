@@ -106,7 +106,7 @@ class Plan:
         self._recipe = study.recipe
         if not any(value_of(self._recipe, key) for key in PROBE):
             raise UserError(
-                "config.recipe.probe: the report of a study shows the probe's kNN accuracy; set "
+                "config.recipe.probe is off, but the report of a study shows its kNN accuracy; set "
                 f"{' or '.join(f'config.recipe.{key}' for key in PROBE)}"
             )
         self.arms: dict[str, Arm] = {}
@@ -137,7 +137,7 @@ class Plan:
             if not arm.tuned and arm.like is None:
                 raise UserError(
                     f"config.arms: {arm.name!r}: tuned=False takes the learning rate of the arm "
-                    "`like`, which is not set: set it to an earlier arm, or set tuned=True"
+                    "that `like` names: set `like` to an earlier arm, or set tuned=True"
                 )
             self.arms[arm.name] = arm
         if study.reference not in self.arms:

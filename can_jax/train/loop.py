@@ -247,9 +247,9 @@ class Loop:
         self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
-                f"at step {step}, {difference}: that device or its memory is faulty. Exclude the "
-                "device and re-run the command to resume from the last checkpoint, which passed "
-                "this check"
+                f"at step {step}, {difference}, so a device or its memory is probably faulty. "
+                "Exclude it and re-run the command, which resumes from the last checkpoint; that "
+                "was saved before the copies differed"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
@@ -269,12 +269,12 @@ class Loop:
         spike = self.step.config.spike
         message = (
             f"the loss was more than {spike.deviations:g} standard deviations above its running "
-            f"mean for {spike.steps} steps, up to step {step}"
+            f"mean for {spike.steps} steps, up to step {step - STEPS_IN_FLIGHT}"
         )
         if not spike.rewinds:
             logging.warning(
                 "%s; config.spike.rewinds=3 would roll back to a checkpoint from before the "
-                "spike, and skip the batches up to this step",
+                "spike, and skip the batches since",
                 message,
             )
             return None
@@ -330,10 +330,10 @@ class Loop:
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config
         try:
             write_failed_step(folder, config, step, state, batch)
-            dump = f"python -m can_jax.replay {folder} repeats step {step}"
+            dump = f"python -m can_jax.replay {folder} repeats the latest step, {step}"
         except (OSError, UserError) as error:
-            dump = f"the step {step} could not be written to {folder}: {one_line(error)}"
+            dump = f"The latest step, {step}, could not be written to {folder}: {one_line(error)}"
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
-            f"{step - STEPS_IN_FLIGHT}: {dump}; a lower optimizer.learning_rate may help"
+            f"{step - STEPS_IN_FLIGHT}; a lower optimizer.learning_rate may help. {dump}"
         )

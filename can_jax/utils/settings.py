@@ -384,7 +384,7 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
     for name, entry in table.items():
         key = prefix + name
         if name not in config:
-            raise UserError(f"config.{key} is missing; start a recipe from {origin}")
+            raise UserError(f"config.{key} is missing; base the configuration on {origin}")
         value = config[name]
         if isinstance(entry, Mapping):
             if not isinstance(value, ConfigDict | dict):

@@ -34,8 +34,8 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
         more = len(unknown) - 1
         others = {0: "", 1: ", nor has 1 other array"}.get(more, f", nor have {more} other arrays")
         raise UserError(
-            f"{unknown[0]} has no counterpart in this encoder{others}: features would be wrong "
-            "without it"
+            f"{unknown[0]} has no counterpart in this encoder{others}, so its features would be "
+            "wrong"
         )
 
 

@@ -130,7 +130,7 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
         raise UserError(f"gelu={given!r}: give one of {', '.join(FORMS)}")
     if stated and given not in (None, ours):
         raise UserError(
-            f"gelu={given}: the weights have gelu={ours} ({weights.keys['gelu']}); omit this value"
+            f"gelu={given}: the weights have gelu={ours} ({weights.keys['gelu']}); omit gelu"
         )
     if given is None and not stated and options.get("pre_norm"):
         if reason := weights.keys.get("gelu"):
@@ -217,7 +217,9 @@ def sizes(weights: Weights) -> Facts:
         facts: Facts = {"width": width, "depth": depth}
         for name in ("patch_size", "channels"):
             if name not in stated:
-                raise UserError(f"no file states {name}: give the original folder of the export")
+                raise UserError(
+                    f"no file states {name}: give the folder of the export with all its files"
+                )
             facts[name] = stated[name]
     else:
         facts = encoder_sizes(arrays)._asdict()
@@ -250,7 +252,7 @@ def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
     size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
-        raise UserError(f"heads={given}: the weights have {stated} heads; omit this value")
+        raise UserError(f"heads={given}: the weights have {stated} heads; omit heads")
     heads = given if stated is None else stated
     if heads is None:
         heads = KNOWN_HEADS.get((width, depth))

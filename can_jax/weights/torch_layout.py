@@ -182,9 +182,9 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
         if array.ndim == 4 and np.prod(array.shape[1:]) != shape[0]:
             channels, *sides = array.shape[1:]
             raise UserError(
-                f"{name} has shape {array.shape}, for patches of {sides[0]} x {sides[1]} pixels "
-                f"with {channels} channels, but a patch of this encoder has {shape[0]} values "
-                "(model.patch_size squared, times the channels)"
+                f"the patches of {name} have {sides[0]} x {sides[1]} x {channels} values, but "
+                f"those of this encoder have {shape[0]} (model.patch_size squared, times the "
+                "channels)"
             )
         patch = max([1, *array.shape[2:]])
         wanted = (shape[1], shape[0] // patch**2, patch, patch)

@@ -76,7 +76,7 @@ def test_logits_are_those_of_the_run(classifier, tmp_path, features, settings):
     config = json.loads((tmp_path / "timm/config.json").read_text())
     assert config["label_names"] == ["cat", "dog", "emu"] and config["num_classes"] == 3
     if features == "patches":
-        with pytest.raises(UserError, match="requires a head on the class token"):
+        with pytest.raises(UserError, match="requires a head that reads the class token"):
             exported(place, "huggingface", tmp_path)
 
 

@@ -35,7 +35,7 @@ def lines_of(page):
         if language in ("bash", ""):
             yield from block.replace("\\\n", " ").splitlines()
     for line in INLINE.findall(BLOCK.sub("", text)):
-        yield " ".join(line.split()).partition(" repeats step")[0]  # of a message
+        yield " ".join(line.split()).partition(" repeats the latest step")[0]  # of a message
 
 
 def commands():

@@ -311,5 +311,5 @@ def test_restarts_are_cosines_of_growing_length():
     with pytest.raises(UserError, match="growth=inf, decay=1.0: .* must be positive and finite"):
         rates("restarts", (("growth", float("inf")),))
     for options in ((("cycles", 1000),), (("growth", 0.01),)):
-        with pytest.raises(UserError, match="a cycle would have none of the 100 steps"):
+        with pytest.raises(UserError, match="some cycle would have no step, since only 100"):
             rates("restarts", options)

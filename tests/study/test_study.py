@@ -89,7 +89,7 @@ def test_lengths_in_epochs_are_scaled_or_replaced_too():
         ),
         (
             {"name": "a", "group": ""},
-            "'a': tuned=False takes the learning rate of the arm `like`, which is not set: set it",
+            "'a': tuned=False takes the learning rate of the arm that `like` names: set `like`",
         ),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
         ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),
@@ -157,7 +157,7 @@ def test_curves_of_a_run_that_skipped_an_update():
 def test_study_without_a_probe_is_refused():
     study = small_study()
     study.recipe.probe.every_steps = 0
-    with pytest.raises(UserError, match="config.recipe.probe: the report of a study shows"):
+    with pytest.raises(UserError, match="config.recipe.probe is off, but the report"):
         Plan(study)
 
 

@@ -18,7 +18,7 @@ SETTINGS: Table = {
     "penalty": Key(
         0.02,
         Number(0, 10),
-        "The L1 penalty of DCI's lasso regressions, for standardized features and factors.",
+        "The L1 penalty of DCI's lasso regressions, which use standardized features and factors.",
     ),
 }
 

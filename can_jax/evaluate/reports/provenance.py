@@ -86,8 +86,8 @@ def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
     stored = read_identity(workdir)
     if stored is None:
         raise UserError(
-            f"{workdir} has no {IDENTITY}, which would show whether results.json names the correct "
-            "weights; repeat the evaluation in another --workdir"
+            f"{workdir} has no {IDENTITY}, so the weights named in results.json cannot be "
+            "verified; repeat the evaluation in another --workdir"
         )
     compared = [{name: stored.get(name) for name in ("encoder", "protocol")}]
     compared.append(
