@@ -73,7 +73,8 @@ class RunContext:
         mesh: The device mesh on which the state is sharded.
         step: The train step, which holds the model's structure and the optimizer.
         source: The source of the training images.
-        times: The length and intervals of the run; ``times.total`` is its number of steps.
+        times: The length of the run and the intervals of its evaluations; ``times.total`` is the
+            number of steps.
         workdir: The path of the run directory.
         writer: The writer of metrics; call ``writer.scalars(step, {"name": value})``.
         report: The console and log; ``report.say("text")`` prints a line.

@@ -88,8 +88,8 @@ class Log(Callback):
 
     @functools.cached_property
     def _peak(self) -> float:
-        """The peak FLOP/s of all devices together, measured on idle devices if the peak of their
-        kind is unknown."""
+        """The peak FLOP/s of all devices together. If the peak of their kind is unknown, it is
+        measured while the devices are idle."""
         return peak_flops(self._config.model.dtype) * self._devices
 
     def on_rollback(self, step: int) -> None:

@@ -29,7 +29,7 @@ class Panel(NamedTuple):
         reconstruction: The images with their hidden patches replaced by the predictions.
         noise: The noise of the visible patches; zero noise and hidden patches are gray. Without the
             denoising objective, ``noise`` is None.
-        predicted_noise: The predicted noise, in the same gray scale as ``noise``; None without the
+        predicted_noise: The predicted noise, drawn on the same scale as ``noise``; None without the
             denoising objective.
         sigma: The noise level of each image, as a standard deviation; None without noise.
     """

@@ -47,8 +47,8 @@ def initial_weights(
             map, the loaded patch embedding is converted to take whitened patches. The converted
             patch embedding computes the same tokens as the loaded one.
         normalization: The ``mean`` and ``std`` by which this run normalizes images. If
-            ``normalization`` is None, the notes state the normalization of the weights without a
-            comparison.
+            ``normalization`` is None, the notes state the normalization of the weights, but do not
+            compare it.
 
     Returns:
         The updated parameters, and lines to print about loaded, missing and unused arrays.
@@ -152,7 +152,7 @@ def _of_weights(
 
 
 def _differences(stated: Stated, variant: Variant, normalization: Facts | None) -> list[str]:
-    """Compare the weights with this run in facts that no array shows; return notes on differences.
+    """Compare the options and normalization of the weights with those of this run; return notes.
 
     Args:
         stated: The known facts about the weights, such as ``gelu``, ``options``, ``mean`` and

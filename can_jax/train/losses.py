@@ -54,7 +54,7 @@ class Noise(NamedTuple):
 
     Attributes:
         sigma: The noise level of each row, a standard deviation in normalized pixel units.
-        unit: The noise before it is scaled by ``sigma``, from the standard normal distribution.
+        unit: The standard normal noise, before it is scaled by ``sigma``.
     """
 
     sigma: Float[Array, " rows"]

@@ -12,7 +12,7 @@ its embeddings. Up to rounding, GradCache gives the gradients of the whole batch
 one more forward pass of the encoder.
 
 `accumulation.negatives='microbatch'` needs no extra forward pass, but compares each row only with
-the rows of its microbatch. With microbatch negatives, BatchNorm also normalizes over one
+the rows of its microbatch. With microbatch negatives, BatchNorm, too, normalizes over only one
 microbatch, so the loss differs from that of the CAN paper.
 """
 

@@ -41,7 +41,7 @@ class Used(NamedTuple):
         allowed: The time limit in seconds with which the run was last started.
         last_step: The last step of the run, or None if the run has not reached it.
         evaluation_seconds: The longest time in seconds that the evaluations of one step took.
-        step_seconds: The seconds per step at the time of the longest evaluations; 0 before the
+        step_seconds: The seconds per step when ``evaluation_seconds`` was measured; 0 before the
             first evaluations.
     """
 
@@ -71,7 +71,8 @@ def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
     Args:
         workdir: The run directory.
         seconds: The run's time limit in seconds, as set for this start. If the stored time limit
-            differs from ``seconds``, the result is None, since the run continues.
+            differs from ``seconds``, the result is None, since the run continues until the new
+            limit.
 
     Raises:
         UserError: The file ``time_used.json`` cannot be read.
@@ -154,11 +155,12 @@ class Pace:
 
         Args:
             step: The step that was just dispatched to the devices.
-            paused: The total seconds so far for which training was paused, for example by
-                evaluations.
+            paused: The total time in seconds for which training was paused in this start, for
+                example by evaluations.
             evaluation: The longest time in seconds that the evaluations of one step took in this
                 start. The longest such time of all starts is reserved for the evaluations after
-                the last step. It is scaled up if steps are now slower than when it was measured.
+                the last step. The reserved time is scaled up if steps are now slower than when
+                it was measured.
         """
         if self._fixed or step < self._next or step >= self.total:
             return

@@ -231,7 +231,7 @@ class Pretraining:
         return not pending_evaluations(self.times.total, self.times, workdir)
 
     def callbacks(self, run: RunContext) -> PretrainCallbacks:
-        """Return the callback that logs metrics and runs the kNN probe and the figures."""
+        """Return the callback that logs metrics, runs the kNN probe and draws the figures."""
         return PretrainCallbacks(run, self.step, lambda: self.moments)
 
 

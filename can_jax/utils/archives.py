@@ -1,8 +1,8 @@
 """Readers and writers of npz and npy files. The readers are safe for untrusted files.
 
 The package reads all npz and npy files with this module, which loads no pickled objects. A
-compressed file of a few megabytes can expand to gigabytes. Before it expands a file, `read_npz`
-compares the expanded size that the file states with a limit. The limit depends on the file's size
+compressed file of a few megabytes can expand to gigabytes. Before `read_npz` expands a file, it
+checks the expanded size stated in the file against a limit. The limit depends on the file's size
 and the machine's memory; see `Budget`.
 """
 
@@ -67,7 +67,8 @@ class Budget:
 def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
     """Reject a zip archive whose members would expand to too large a total size.
 
-    The zip's central directory states the size of each member, and `zipfile` reads no more.
+    The zip's central directory states the size of each member, and `zipfile` reads no more bytes
+    than this size.
 
     Raises:
         UserError: The total exceeds the budget, or a member is compressed by a method other than

@@ -58,9 +58,9 @@ def quiet_threads() -> Iterator[None]:
 class _RootHandler:
     """A context manager that adds a temporary handler to the root logger if it has none.
 
-    absl calls `logging.basicConfig` with its first message if the root logger has no handler. The
-    handler that absl adds would remain, and a later `logging.basicConfig` of the calling program
-    would have no effect. Orbax logs through absl when it is imported.
+    When absl logs its first message, it calls `logging.basicConfig` if the root logger has no
+    handler. The handler that absl adds would remain, and a later `logging.basicConfig` of the
+    calling program would have no effect. Orbax logs through absl when it is imported.
     """
 
     def __init__(self) -> None:

@@ -90,7 +90,8 @@ def _import_settings() -> Iterator[None]:
 
     If the legacy Keras is selected but not installed, TensorFlow does not import Keras. Importing
     Keras would take most of the import time. `tf.keras` is available after the context ends. The
-    variables are restored, since child processes of the calling program must not inherit them.
+    environment variables are restored, so that child processes of the calling program do not
+    inherit the changes.
     """
     with restored_environment(*SETTINGS, *SET_BY_IMPORT):
         if os.environ.get(LOG_LEVEL) == "1":  # JAX sets this level.
