@@ -238,8 +238,8 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a value for each key that a stored configuration lacks and whose current default would
-    change the run.
+    """Return a value for each key that a stored configuration lacks, if the key's current default
+    would change the run.
 
     The values reproduce the behavior of the version that stored the configuration; see
     `can_jax.utils.settings.Key`.

@@ -248,8 +248,8 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
     """Check the learning rate, the weight decay, and the decay rates of AdamW's moments.
 
     If beta2 exceeds the square of beta1, the Cauchy-Schwarz inequality bounds the ratio of Adam's
-    moments. If beta2 is below the square of beta1, a small gradient after larger ones can cause an
-    arbitrarily large step.
+    moments. If beta2 is below the square of beta1, small gradients after a large one can cause
+    arbitrarily large steps.
 
     Args:
         name: The name of the optimizer's config block in messages, such as ``optimizer``.

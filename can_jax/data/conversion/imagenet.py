@@ -50,8 +50,8 @@ def write_imagenet(
         target: The folder to which the shards are written. If ``root`` contains TFRecords,
             ``target`` is not used and may be None.
         shards: The number of shards of each split; None for shards of about 140 MB.
-        partial: Whether to accept official tars whose number of images differs from that of
-            ImageNet-1k or of the labels in the development kit.
+        partial: Whether to accept official tars with more or fewer images than ImageNet-1k, and
+            more or fewer validation images than labels in the development kit.
         workers: The processes that write and index the shards; by default only this process. All
             nodes of a cluster must have ``root`` and ``target`` mounted under the same paths.
 
@@ -129,7 +129,7 @@ def _index_records(root: str, workers: Workers) -> None:
 def _index(
     root: str, shards: list[str], split: str, workers: Workers, classes: tuple[str, ...] = ()
 ) -> None:
-    """Index shards, and write the index to the default index folder of their split."""
+    """Build the index of the given shards in the default index folder of their split."""
     out = Path(root) / FOLDER / split
     build_index(Plan("tfrecord", root, "read"), shards, out, workers, label_names=classes)
 

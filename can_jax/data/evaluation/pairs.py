@@ -181,7 +181,7 @@ def _compare_images(
         learned, tested: The training and the test examples.
         same: Whether training and test examples are read from the same files.
         held: Whether the test examples were held out of the training split.
-        notes: The list of notes for the user, to which the note is appended.
+        notes: The list of notes for the user, to which a note may be appended.
     """
     if same and not held:
         notes.append(
@@ -218,8 +218,7 @@ def open_test(
         listed name and None.
 
     Raises:
-        UserError: ``splits`` lists a single split, which does not exist, or a source cannot be
-            opened.
+        UserError: The only listed split does not exist, or a source cannot be opened.
     """
     if len(splits) == 1:
         return splits[0], _open(data, splits[0])

@@ -79,7 +79,7 @@ def scan_tfrecord(path: str) -> ScanResult:
 
 
 class Problems:
-    """The damage found in a TFRecord file, which ``str()`` converts to a phrase for messages.
+    """The damage found in a TFRecord file; ``str()`` describes it in a phrase for messages.
 
     Attributes:
         gaps: The damaged byte ranges, as pairs of start and exclusive end.

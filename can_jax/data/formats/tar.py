@@ -262,7 +262,7 @@ class Members:
         )
 
     def _finish(self, end: int) -> None:
-        """Record damage after the last member, where an intact tar contains only zeros."""
+        """Record any damage after the last member, where an intact tar contains only zeros."""
         rest = self.tar.fileobj.tell() - end
         if not end and self.tar.tarinfo.invalid:
             self._ending = "is not a tar: it has no valid header"

@@ -66,8 +66,8 @@ def scan_tar(path: str) -> ScanResult:
 
 
 def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[int, int]]:
-    """Return the offset and length of each image. For a link, they are those of its target, or
-    (0, 0) if the target is not a file in the tar."""
+    """Return the offset and length of each image. A link has the offset and length of its target,
+    or (0, 0) if the target is not a file in the tar."""
     ranges: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with open_file(path) as stream, open_tar(stream, "r:") as tar:

@@ -303,7 +303,8 @@ def _traced(views: Views) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the methods `from_bytes` and `from_pixels` of ``views``, traced as `tf.function`.
 
     Data sets with equal ``views`` share the traced functions, since tracing takes about a second.
-    AutoGraph is disabled, because its conversion takes seconds and neither method needs it.
+    AutoGraph is disabled, because its conversion takes seconds, and `from_bytes` and `from_pixels`
+    do not need it.
     """
     tf = tensorflow()
     encoded, position = tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)

@@ -30,7 +30,7 @@ class Order:
         seed: The seed of all permutations; any integer.
         sizes: The number of examples in each part.
         weights: The relative sampling weight of each part, above 0. The cycle of a mixture has
-            about `CYCLE` positions. The number of positions of a part is `CYCLE` times its
+            about `CYCLE` positions. A part's number of positions in the cycle is `CYCLE` times its
             normalized weight, rounded up or down, but at least 1.
         version: The version of the ordering algorithm, by default `VERSION`, the newest.
 

@@ -1,7 +1,7 @@
 """Pseudorandom permutations of any size, computed one element at a time.
 
 A permutation of n elements is a keyed Feistel network over a grid of about √n × √n cells. A result
-that is not below n is permuted again until it is (cycle walking). The grid has only slightly more
+of n or more is permuted again until it is below n (cycle walking). The grid has only slightly more
 than n cells, so permuting again is rarely necessary.
 
 Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002.

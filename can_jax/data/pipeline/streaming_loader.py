@@ -386,8 +386,8 @@ def _batches(
 
 
 def _spares(window: list[Windowed], count: int) -> list[tuple[bytes, int]]:
-    """Return up to ``count`` images of a window and their labels. If a chunk is small, its
-    undecodable images can be replaced by these images."""
+    """Return up to ``count`` images of a window and their labels, as substitutes for the
+    undecodable images of a small chunk."""
     if count <= 0:
         return []
     chosen = window[:: max(1, len(window) // count)][:count]

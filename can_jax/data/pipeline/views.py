@@ -52,7 +52,7 @@ class Views(abc.ABC):
 
     def _header(self, encoded: Any) -> tuple[Any, Any]:
         """Return the (height, width) after the EXIF rotation, and the EXIF orientation. If
-        ``self.exif`` is False, the orientation is 1 and the size is not rotated."""
+        ``self.exif`` is False, the orientation is 1, and height and width are not swapped."""
         tf = tensorflow()
         size = native_size(encoded, self.max_pixels)
         if not self.exif:

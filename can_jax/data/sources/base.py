@@ -1,4 +1,4 @@
-"""The interface of data sources, the source of images in memory, and selections of examples."""
+"""The interface of data sources, a source of in-memory images, and selections of examples."""
 
 import abc
 import dataclasses
