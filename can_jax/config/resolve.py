@@ -34,8 +34,8 @@ def default_config() -> ConfigDict:
 
     The defaults follow the paper, except for the denoising branch; see docs/method.md.
     `can_jax.config.defaults` describes every key. A recipe sets each duration in one unit. For
-    example, the key of the run's length is `total_steps`, `total_epochs`, `total_examples` or
-    `total_minutes`. Required keys may be None until `resolve` checks the configuration.
+    example, `total_steps`, `total_epochs`, `total_examples` or `total_minutes` sets the length of
+    the run. Required keys may be None until `resolve` checks the configuration.
     """
     return configuration(RECIPE).lock()
 

@@ -6,8 +6,8 @@ range are scaled linearly, and values outside the range are clipped.
 
 Without a range, the upper byte of each 16-bit value is used, and the largest value of an image must
 be 2**15 to 2**16 - 1. Other images of more than 8 bits, and images of negative or floating-point
-values, count as undecodable. If 12-bit scans are stored in 16 bits, their upper bytes alone would
-be too dark. A value of 2**16 or more, shifted right by 8 bits, would overflow uint8.
+values, count as undecodable. 12-bit scans stored in 16 bits would become too dark if only their
+upper bytes were used. A value of 2**16 or more, shifted right by 8 bits, would overflow uint8.
 
 If the header of a PPM, JPEG 2000 or AVIF file states a maximum from 2**8 to 2**16 - 2, Pillow
 scales the maximum to 2**16 - 1. If Pillow returns 8-bit values, as for color images, it scales the

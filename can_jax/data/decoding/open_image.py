@@ -30,7 +30,7 @@ def _known() -> tuple[str, ...]:
 
 
 class _PillowLimit:
-    """Pillow's limit on pixels, which is increased while an image with a higher limit is open.
+    """Pillow's limit on pixels, which `at_least` increases while a context is active.
 
     All threads of a process share Pillow's limit. Pillow applies the limit when opening an image,
     and when decoding a tile of a TIFF.

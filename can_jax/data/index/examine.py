@@ -92,7 +92,7 @@ class Part(NamedTuple):
         reason: The reason why each example cannot be decoded; "" for an example that can be decoded
             or was not checked.
         problems: One sentence for each damaged shard.
-        unused: The number of tar members that are not used, as `kind=count` strings.
+        unused: The number of unused tar members of each kind, as `kind=count` strings.
     """
 
     which: np.ndarray

@@ -55,7 +55,7 @@ def join_parts(
         names: The paths of all files, relative to the data folder.
         unit: The number of files in each part; the last part may have fewer.
         folder: The folder to which the raw files of the columns are written.
-        undecodable: The path of the text file for the undecodable examples and the reasons.
+        undecodable: The path of the text file that lists each undecodable example and its reason.
     """
     problems: list[str] = []
     unused: Unused = collections.Counter()

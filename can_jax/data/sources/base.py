@@ -68,8 +68,8 @@ class Source(abc.ABC):
     def stored_labels(self) -> Int[np.ndarray, " examples"] | None:
         """The label of each example as stored in an index, -1 if unknown; None without an index.
         The labels in an index can differ from those that ``read`` returns. If ``labels`` is None,
-        `labels.known_labels` uses the labels in the index, provided that they agree with a sample
-        of records.
+        `can_jax.data.sources.labels.known_labels` uses the labels in the index, provided that they
+        agree with a sample of records.
         """
         return None
 
