@@ -72,9 +72,8 @@ def luminance(image: Image) -> Float[Array, "height width"]:
 def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
     """Return a weighted sum of an image, its luminance and its mean luminance, clipped to [0, 1].
 
-    Depending on ``parts``, the sum changes the brightness, the contrast or the saturation. Color
-    jitter can change brightness, contrast and saturation in any order, by permuting the ``parts``
-    of these changes.
+    Depending on ``parts``, the sum changes the brightness, the contrast or the saturation. For a
+    random order of these changes, `color_jitter` permutes their ``parts``.
 
     Args:
         image: An image (channels, height, width) with values in [0, 1].

@@ -141,8 +141,7 @@ def make_cell(
         epochs: The number of training epochs.
         seeds: The random seed of each run.
         images: The training and test images with their labels.
-        learning_rates: The value of `optimizer.learning_rate` of each run; by default that of the
-            recipe.
+        learning_rates: The `optimizer.learning_rate` of each run; by default the configured value.
 
     Raises:
         UserError: A setting is invalid, or the batch size exceeds the number of training images.

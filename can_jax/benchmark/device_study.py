@@ -61,8 +61,8 @@ class Training:
         placed: The training images and their labels as arrays on the device.
 
     Attributes:
-        linear_bound: For each run, the fraction of the noise energy that the best linear denoiser
-            of a patch explains; None if `start` has not measured it.
+        linear_bound: For each run, the fraction of the noise energy explained by the best linear
+            denoiser of a patch; None if `start` has not measured it.
     """
 
     linear_bound: list[float] | None = None

@@ -46,8 +46,8 @@ def measure_variants(
     """Measure the throughput of variants of the train step, and optionally of PyTorch.
 
     If a variant fails, for example by running out of memory, the error is stored in its result and
-    the other variants are still measured. A variant that is not yet compiled when the time limit
-    passes is not measured.
+    the other variants are still measured. A variant is measured only if it is compiled at least
+    `TURNS_SECONDS` before the time limit.
 
     Args:
         recipe: The configuration of a recipe, not yet resolved.

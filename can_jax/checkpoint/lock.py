@@ -41,11 +41,11 @@ class RunLock:
 
     @property
     def ending(self) -> bool:
-        """Whether this run is about to end; a newly started run then waits for that end."""
+        """Whether this run is about to end. A newly started run waits for it to end."""
         return self._ending or handler.requested is not None
 
     def end_soon(self) -> None:
-        """Announce that this run ends after its last save; other runs then wait for that end."""
+        """Announce that this run ends after its last save, so that a new run waits for it."""
         self._ending = True
 
     def check(self) -> None:

@@ -215,7 +215,7 @@ class Checkpointer:
         self._agree(failure)
 
     def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Restored:
-        """Restore the latest checkpoint up to ``step`` that has the shapes of ``abstract``.
+        """Restore the latest checkpoint with the shapes of ``abstract``, at or before ``step``.
 
         Checkpoints after the restored one, up to ``step``, are rejected because their shapes
         differ; see `set_aside_refused`. Collective: every process must call this.

@@ -160,7 +160,7 @@ class Flags:
         )
 
     def given(self, name: str) -> bool:
-        """Return whether the command line sets a flag, even if to its default."""
+        """Return whether the command line sets a flag, even to its default value."""
         return bool(self.values[name].present)
 
     def refuse(self, names: Iterable[str], reason: str) -> None:
@@ -182,8 +182,8 @@ class Flags:
         """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
         key.
 
-        This method makes `ml_collections` use can_jax's parsers for the types of recipe keys, in
-        the whole process.
+        Side effect: in the whole process, `ml_collections` parses int, float, str and tuple values
+        with can_jax's parsers.
 
         Args:
             kind: The kind of configuration, such as ``recipe``; a key of

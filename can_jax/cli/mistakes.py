@@ -52,7 +52,8 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
 
 
 def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
-    """Return a message about the first option that lacks a value, or None if all options have one.
+    """Return a message about the first option that is followed by another option instead of its
+    value, or None if there is none.
 
     Without this check, absl would take the next option, such as ``--quiet``, as the value.
 

@@ -60,9 +60,9 @@ def exit_if_stopped() -> None:
 def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
-    Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
-    if this process ends before the other processes of its job, which detect the failure only after
-    this process exits.
+    Background threads of checkpoint writes or libraries can block forever. If this process
+    ends before the other processes of its job, the timeout is shorter, so that they soon detect its
+    exit.
 
     Args:
         code: The exit code of the process after the timeout.
@@ -78,8 +78,8 @@ def bound_exit(code: int) -> None:
 def keep_compiled() -> None:
     """Enable JAX's persistent compilation cache in the user's cache directory.
 
-    Each processor model and number of cores has its own folder, because programs that are compiled
-    for one model may not run on another. Incomplete cache entries are removed. The environment
+    Each combination of processor model and number of cores has its own folder, because a program
+    compiled for one may not run on another. Incomplete cache entries are removed. The environment
     variable JAX_COMPILATION_CACHE_DIR takes precedence; if its value is empty, the cache is
     disabled. Without a writable cache folder, programs are compiled at each start.
     """

@@ -42,8 +42,8 @@ def boot_id() -> str | None:
 def pid_namespace() -> str | None:
     """Return the PID namespace of this process, or None on a system without namespaces.
 
-    If `/proc` belongs to another PID namespace, return a random value that matches no other
-    process, since other processes cannot look up the ID of this process.
+    If `/proc` belongs to another PID namespace, return a random value, so that no other process
+    tries to look up the ID of this process.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):

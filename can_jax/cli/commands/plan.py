@@ -12,8 +12,8 @@ by `pip install 'jax[cuda13]'`, and needs no GPU. Without the GPU compiler, the 
 CPU devices, and the plan is less accurate.
 
 For TPUs, the time of a step is the sum of the compiler's estimates for the step's instructions.
-Instructions without a compiler estimate, and all kernels on GPUs, take the longer of the times for
-memory traffic and for FLOPs. The command also prints the estimated time of each part of the step.
+The time of an instruction without an estimate, and of every GPU kernel, is the longer of its memory
+time and its compute time. The command also prints the estimated time of each part of the step.
 `--top=20` lists the 20 most expensive instructions with their source lines. `--dump_hlo=FILE`
 writes the text of the compiled program to FILE.
 
@@ -127,8 +127,8 @@ def print_plan(config: ConfigDict, work: Work, mfu: float, dump: Path | None) ->
         dump: The file to write the text of the compiled program to; None for no file.
 
     Raises:
-        UserError: The topology is invalid, a flag has no effect on its devices, or the train step
-            does not fit into memory.
+        UserError: The topology is invalid, a flag has no effect for this topology, or the train
+            step does not fit into memory.
     """
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     if _MFU.value is not None and topology.exact:
