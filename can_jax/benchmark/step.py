@@ -261,7 +261,7 @@ def measure_step(
 
     Returns:
         The results by name, as JSON values. Throughputs are medians over the rounds. ``ratio`` is
-            can_jax's throughput divided by PyTorch's, also a median over the rounds.
+            the median of can_jax's throughput divided by PyTorch's in the same round.
 
     Raises:
         UserError: ``peer`` is True, and either PyTorch is not installed or a setting has no
