@@ -31,8 +31,8 @@ class EvalResults:
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
         data: The name and fingerprint of each split, as ``name:fingerprint``, by role, such
             as ``train`` or ``test``.
-        chosen: The hyperparameters selected on held-out examples, by name. The protocol `classify`
-            selects no hyperparameters; its only entry is ``seconds``, the training time.
+        chosen: The hyperparameters selected on held-out examples, by name. For the protocol
+            `classify`, the dict holds only ``seconds``, the training time.
         tables: The tables of the report by title, each a list of rows.
         pictures: The pictures of the report as HTML elements, by title.
         pictured_splits: The training and test splits for pictures of nearest neighbors and of the
@@ -63,8 +63,8 @@ class EvalResults:
 
         Args:
             name: The name of the metric, such as ``knn/top1``.
-            right: For each test example, whether the prediction is correct, or the fraction of
-                correct predictions if there are several.
+            right: For each test example, whether the prediction is correct or, for several
+                predictions, the fraction of correct ones.
         """
         self.metrics[name] = 100.0 * float(np.mean(right))
         low, high = interval(right)
@@ -116,7 +116,7 @@ class EvalContext:
 
         If ``config.data.test_split`` is set, it is the only candidate. If
         ``config.data.test_split`` is None, the candidates are the split of the run's kNN probe and
-        those of `TEST_SPLITS`, except the training split.
+        the splits in `TEST_SPLITS`, except the training split.
         """
         if self.config.data.test_split:
             return (self.config.data.test_split,)

@@ -175,7 +175,7 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as an ONNX graph with PyTorch's exporter; return the file name.
 
-    The graph normalizes images and applies the encoder as a model of the library `transformers`.
+    The graph normalizes images and applies the encoder, which is built as a `transformers` model.
     The input `images` is uint8 of shape (n, height, width, channels), with any n. The output
     `tokens` holds the class token and the patch tokens. The output `features` is the class token
     and the mean patch token, concatenated.

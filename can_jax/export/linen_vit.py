@@ -1,4 +1,4 @@
-"""A ViT of Flax Linen modules with big_vision's structure, which verifies exported files.
+"""A ViT of Flax Linen modules with big_vision's structure, used to verify exported files.
 
 The Linen modules determine the shapes and most names of the parameters. A file is in big_vision's
 layout if this network accepts the file and computes the features of the exported model.

@@ -25,7 +25,7 @@ def readers_of(
 ) -> Iterator[tuple[str, Callable[[], Arrays]]]:
     """Yield the name and the function of each available verifier of a file.
 
-    Verifiers use the installed libraries that read the format, and reference code of can_jax.
+    Verifiers use reference code of can_jax, and the installed libraries that read the format.
     """
     path = folder / file
     if format == "safetensors" and contents == "full":

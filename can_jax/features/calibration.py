@@ -17,10 +17,10 @@ def calibration(
         bins: The number of equally wide confidence bins in (0, 1] for ``ece``.
 
     Returns:
-        ``ece``: The expected calibration error in percent (arXiv 1706.04599). It is the mean of
-        |accuracy - confidence| over bins, weighted by the number of examples in each bin. ``nll``:
-        The mean negative log-likelihood in nats. ``brier``: The mean squared distance between the
-        predicted probabilities and the one-hot label, from 0 to 2.
+        ``ece``: The expected calibration error in percent (arXiv 1706.04599). The calibration
+        error is the mean of |accuracy - confidence| over bins, weighted by the number of examples
+        in each bin. ``nll``: The mean negative log-likelihood in nats. ``brier``: The mean squared
+        distance between the predicted probabilities and the one-hot label, from 0 to 2.
     """
     probs = softmax(logits.astype(np.float64), axis=1)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels

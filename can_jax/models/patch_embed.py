@@ -154,8 +154,8 @@ class PatchEmbed(Linear):
 def patch_embedding(config: ConfigDict, pixels: int) -> Any:
     """Return the function ``(inputs, outputs, **options)`` that builds the patch embedding.
 
-    The fixed map of a ``whitened`` embedding is initialized to the identity. A new run replaces the
-    identity by a map computed from its training images.
+    The fixed map of a ``whitened`` embedding is initialized to the identity. In a new run, a
+    map computed from the training images replaces the identity map.
     """
     kind = embedding_kind(config)
     if kind == "linear":

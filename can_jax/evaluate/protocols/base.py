@@ -37,8 +37,7 @@ class EvalProtocol:
             metric name; the first metric is the most important. The title of a metric in
             percent ends with ``(%)``. If ``compared`` is empty, a study cannot use the protocol.
         trains: Whether the protocol trains a model in the results directory. If ``trains`` is True,
-            the model card of an export accepts results only if they belong to the run in the
-            results directory.
+            an export rejects results that do not belong to the run in the results directory.
     """
 
     run: Callable[[EvalContext], EvalResults]

@@ -184,8 +184,8 @@ def fractal(
     Each new point is the mean of its four neighbors plus uniform noise. The published code divides
     its ``wibble`` by ``decay`` at each finer grid, and adds ``wibble * uniform(-wibble, wibble)``.
     The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The side of the
-    grid is the smallest power of two that covers the image. A side has at least 256 points, or at
-    least 32 if the shorter side of the image has at most 64 px.
+    grid is the smallest power of two that covers the image. The grid has at least 256 points per
+    side, or at least 32 if the shorter side of the image has at most 64 px.
 
     Args:
         height, width: The size of the returned array in pixels; the upper left part of the grid is

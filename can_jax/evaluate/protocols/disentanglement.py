@@ -24,11 +24,10 @@ SETTINGS: Table = {
 
 
 def disentanglement(context: EvalContext) -> EvalResults:
-    """Measure DCI, the mutual information gap, and the correlations between features on the test
-    split.
+    """Measure DCI, the mutual information gap, and the correlations between feature dimensions.
 
-    The regressions of DCI are fitted on the training split. Collective: every process must call
-    this.
+    All metrics are computed on the test split, after the regressions of DCI are fitted on the
+    training split. Collective: every process must call this.
 
     Raises:
         UserError: The data source does not provide the generative factors of its images.

@@ -64,9 +64,15 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name that denotes a data set in metric names. It is the `name` of its entry in
-    `fewshot.datasets` or, without one, the last component of its path or, without a path, `data`
-    followed by the index of the entry."""
+    """Return the name that denotes a data set in metric names.
+
+    The name is the value of the key ``name`` in ``block`` or, without this key, the last component
+    of ``path``. If both keys are missing, the name is ``data`` followed by ``index``.
+
+    Args:
+        index: The position of the data set in `fewshot.datasets`.
+        block: The entry of the data set in `fewshot.datasets`.
+    """
     path = str(block.get("path") or "").rstrip("/")
     name = block.get("name") or path.rsplit("/", 1)[-1] or f"data{index}"
     return str(name).replace("/", "_").strip("_")

@@ -179,7 +179,7 @@ def numbered_classes(context: EvalContext, shift: dict[str, Any], classes: Class
     instead.
 
     Raises:
-        UserError: A folder name is not a label of the training data, or two names are the same
+        UserError: A folder name is not the label of a training class, or two names are the same
             integer.
     """
     data = folder_of(context, path_of(shift))
@@ -262,11 +262,11 @@ def imagenet_labels() -> dict[str, int]:
 def imagenet_numbering(classes: Classes) -> Numbering | None:
     """Return the translation of ImageNet-1k labels to class indices, or None if it is unknown.
 
-    A data set of class folders numbers its own classes from 0, which need not agree with the labels
-    of ImageNet-1k. Classes with names are therefore matched by WordNet id or, if all names are
-    integers, by integer. If the classes have no names, the labels of the training data are used.
-    The labels of the training data are also used for 1,000 classes with other names that are not
-    sorted. Names that come from class folders are always sorted.
+    In a data set of class folders, labels start at 0 and may differ from those of ImageNet-1k.
+    Classes with names are therefore matched by WordNet id or, if all names are integers, by
+    integer. If the classes have no names, their labels are assumed to be those of ImageNet-1k. The
+    labels of 1,000 classes with other names are also assumed to be those of ImageNet-1k if the
+    names are not sorted. Names that come from class folders are always sorted.
     """
     if not classes.names:
         return classes.numbering
@@ -286,7 +286,7 @@ def known_numbering(classes: Classes, kind: str) -> Numbering:
     """Return the result of `imagenet_numbering`; ``kind`` names the test set in the error message.
 
     Raises:
-        UserError: The names of the training classes are not all WordNet ids or all integers.
+        UserError: The training classes cannot be matched to the labels of ImageNet-1k.
     """
     numbering = imagenet_numbering(classes)
     if numbering is None:

@@ -48,9 +48,8 @@ def headline(record: RunRecord, metric: str, kind: str) -> float | None:
     Args:
         record: The run.
         metric: The name of the metric, such as ``images_per_second``.
-        kind: ``last``, ``median``, or ``percent``, which is 100 times the median. Medians exclude
-            the first value if there are several, because it includes the startup of the input
-            pipeline.
+        kind: ``last``, ``median``, or ``percent``, which is 100 times the median. A median of
+            several values excludes the first, which includes the startup of the input pipeline.
     """
     values = [value for _, value in record.series.get(metric, ())]
     if not values:
