@@ -88,7 +88,8 @@ class Model:
         decoder has no input for the noise level, so the level is fixed at zero. If the noise-level
         embedding is added to all patches, it is folded into the position embeddings. If the
         noise-level embedding is added only to visible patches, it is folded into the bias of
-        ``decoder_embed``, and subtracted from the position embedding of the class token.
+        ``decoder_embed``. The class token also receives this bias, so the added term is subtracted
+        from the position embedding of the class token.
 
         Raises:
             UserError: The run has no decoder that predicts pixels.
