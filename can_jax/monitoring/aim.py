@@ -68,7 +68,7 @@ class Aim(Tracker):
         self._run["environment"] = facts
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of a step. Up to the step from which the run resumed, values that Aim
+        """Write the metrics of a step. When a resume replays stored metrics, values that Aim
         already holds are skipped."""
         epoch = values.get("epoch")
         for name, value in values.items():

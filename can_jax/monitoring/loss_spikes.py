@@ -88,8 +88,8 @@ class LossSpikeDetector:
         """Return the number of consecutive losses that are far above the running mean.
 
         A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
-        running standard deviations. The running statistics ignore the first ``spike.steps - 1``
-        losses of a sequence of losses far above the mean.
+        running standard deviations. If consecutive losses are far above the mean, the running
+        statistics ignore the first ``spike.steps - 1`` of them.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

@@ -37,8 +37,8 @@ class MetricWriter:
     """A writer that passes the metrics of a run to the run's trackers, on process 0 only.
 
     Call `truncate_after`, which starts the trackers, before any other method. An error in a tracker
-    does not end the run, except while opening `metrics.jsonl`. The first error of each tracker is
-    logged as a warning.
+    does not end the run, unless the error occurs while `metrics.jsonl` is opened. The first error
+    of each tracker is logged as a warning.
 
     As a context manager, the writer also reports to the trackers how the run ended.
 
@@ -167,8 +167,7 @@ class MetricWriter:
         self._failed.add(name)
 
     def _replay(self, tracker: Tracker, step: int) -> None:
-        """Pass the stored metrics and figures of all steps up to ``step`` to a tracker, in
-        order."""
+        """Pass a tracker the stored metrics and figures of all steps up to ``step``, in order."""
         lines: dict[int, list[dict[str, float]]] = {}
         for record in read_metrics(self._workdir):
             values = {

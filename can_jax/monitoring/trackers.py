@@ -46,8 +46,8 @@ class Tracker:
     def start(self, step: int) -> None:
         """Start tracking after ``step``: 0 for a new run, or the step from which the run resumes.
 
-        A rollback to an earlier step calls this method again with that step. The run then passes
-        the metrics of the repeated steps a second time.
+        A rollback to an earlier step calls this method again with that step. After a rollback, the
+        run passes the metrics of the repeated steps a second time.
         """
 
     def hyperparameters(self, config: dict[str, Any]) -> None:

@@ -34,8 +34,8 @@ class Arrays(NamedTuple):
         prediction: The decoder's prediction for each patch: the pixels of a masked patch, or the
             noise of a visible patch.
         decoded: The decoder's tokens before the output layers, class token first.
-        teacher: The patch tokens of the moving average of the encoder, for unmasked views without
-            noise. No gradient flows through ``teacher``.
+        teacher: The patch tokens that the moving average of the encoder computes from unmasked
+            views without noise. No gradient flows through ``teacher``.
         clean: The normalized pixels of every patch, without the added noise.
         noise: The noise to predict for each patch, in the scale that ``noise.target`` selects.
             Losses use only the noise of visible patches.
@@ -88,9 +88,9 @@ class Objective:
             `flax.nnx` layers. ``head`` is None for an objective without parameters.
         head_name: The name of the head in the parameter tree, which no other head may have;
             ``NAME_head`` by default.
-        relates_rows: Whether the loss compares images of the batch with each other. If
-            ``relates_rows`` is True, ``reads`` may hold only fields in `OF_WHOLE_BATCH`. The loss
-            of a batch is then not the mean of the losses of its microbatches.
+        relates_rows: Whether the loss compares images of the batch with each other. Such a loss of
+            a batch is not the mean of the losses of its microbatches. If ``relates_rows`` is True,
+            ``reads`` may hold only fields in `OF_WHOLE_BATCH`.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images per batch, or per microbatch if the loss is
             computed separately for each microbatch.

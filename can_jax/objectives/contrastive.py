@@ -4,9 +4,9 @@ A row is the embedding of one view of an image. Every device holds a shard of th
 queries, and gathers all embeddings as keys. The forward and backward passes compute the similarity
 matrix in blocks of keys, so memory grows linearly with the batch size.
 
-The custom backward pass needs no reduction over devices. To compute the gradient with respect to
-its embeddings as keys, a device gathers all queries. It also gathers the log softmax denominator
-and the number of positives of each query.
+The custom backward pass needs no reduction over devices. The embeddings of a device are also keys
+of all queries. To compute the gradient with respect to these keys, the device gathers all queries.
+The device also gathers the log softmax denominator and the number of positives of each query.
 """
 
 import functools

@@ -202,6 +202,6 @@ BLOCK = Key(
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:
-    """Return the number of keys per block: ``block`` or by default `block_size`, but at most
-    ``rows``."""
+    """Return the number of keys per block: ``block``, or `block_size` if ``block`` is None; at
+    most ``rows``."""
     return min(block or block_size(rows, row_shards()), rows)

@@ -79,8 +79,9 @@ def is_matrix(name: str, axes: int) -> bool:
 def matrix_axes(parameters: Tree) -> Tree:
     """Return the input axis and the output axis of each parameter that Muon updates.
 
-    Muon orthogonalizes a separate matrix for each index of the remaining axes, if any. For example,
-    the query, key and value kernels of each attention head are separate matrices.
+    If a parameter has further axes, Muon orthogonalizes a separate matrix for each index along
+    them. For example, the query, key and value kernels of each attention head are separate
+    matrices.
     """
 
     def axes(path: tuple[Any, ...], leaf: Array) -> optax.contrib.MuonDimensionNumbers:

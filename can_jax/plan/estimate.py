@@ -141,8 +141,8 @@ def make_plan(
         work: The kind of train step, by default that of pretraining.
 
     Raises:
-        UserError: The mesh does not match the devices, the batch size is not divisible by the
-            number of shards times microbatches, or ``dump`` cannot be written.
+        UserError: The mesh does not match the devices, the batch size is not divisible by shards
+            times microbatches, or ``dump`` cannot be written.
     """
     mesh = make_mesh(config.mesh, topology.devices)
     parts = batch_shards(mesh) * config.accumulation.microbatches

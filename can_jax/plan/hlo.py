@@ -1,4 +1,4 @@
-"""The collective operations in a compiled program, counted with the trip counts of loops."""
+"""The collective operations in a compiled program, counted once per iteration of a loop."""
 
 import dataclasses
 import math

@@ -100,8 +100,8 @@ def _is_library_product(instruction: Instruction) -> bool:
 def moved_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Return the bytes that an instruction reads and writes if nothing is cached.
 
-    For a slice, only the elements of the slice count as read. For an in-place update, only the
-    replaced elements count, read once and written once.
+    For a slice, only the elements of the slice count as read. An in-place update counts as
+    one read and one write of the replaced elements.
 
     Args:
         program: The program that contains the instruction.

@@ -1,7 +1,7 @@
 """A comparison of this installation with a file of reference outputs, losses and gradients.
 
-The file also holds the weights and inputs from which this installation computes the same
-quantities.
+The file also holds the weights and inputs from which this installation computes its outputs,
+losses and gradients.
 """
 
 from pathlib import Path

@@ -238,7 +238,7 @@ class Driver:
         return None if best is None else self.plan.run(arm, best, seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
-        """Return the held-out accuracies in percent, by rate, from which an arm's rate is selected.
+        """Return the held-out accuracy in percent of each learning rate to try for an arm.
 
         The held-out examples are taken from the training examples, not from the test examples. An
         arm that is not tuned has the accuracies of the arm whose rate it inherits. The accuracy is
@@ -269,7 +269,7 @@ class Driver:
         return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """Yield a line of progress per arm, and a line with the remaining runs and their time.
+        """Yield a line of progress per arm, and a line with the count and time of remaining runs.
 
         The line of an arm shows the number of its completed runs. While the best rate of an arm is
         unknown, its line shows the number of learning rates with a result.
