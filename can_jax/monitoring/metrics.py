@@ -19,7 +19,7 @@ from can_jax.monitoring.figures import FIGURE, figures_by_step
 from can_jax.monitoring.jsonl import CLOCK, JsonLines, read_metrics
 from can_jax.monitoring.mlflow import MLflow
 from can_jax.monitoring.tensorboard import TensorBoard
-from can_jax.monitoring.trackers import TRACKERS, Outcome, Tracker, selected
+from can_jax.monitoring.trackers import TRACKERS, Outcome, Tracker, TrackerFactory, selected
 from can_jax.monitoring.wandb import WandB
 from can_jax.utils.errors import Preempted, one_line
 from can_jax.utils.progress import phase
@@ -55,8 +55,8 @@ class MetricWriter:
         self._unusable: set[str] = set()
         self._started = False
         if jax.process_index() == 0:
-            factories = selected(names)
-            self._trackers = {name: factory(workdir) for name, factory in factories.items()}
+            for name, factory in selected(names).items():
+                self._attempt(name, self._create, name, factory)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -132,6 +132,9 @@ class MetricWriter:
                         "which is stored in %s",
                         name, FINISH_SECONDS, self._workdir,
                     )  # fmt: skip
+
+    def _create(self, name: str, factory: TrackerFactory) -> None:
+        self._trackers[name] = factory(self._workdir)
 
     def _call_all(self, method: str, *arguments: Any) -> None:
         for name in self._trackers:

@@ -138,6 +138,19 @@ def test_tracker_that_fails_is_logged_once_and_stops_no_other(tmp_path, monkeypa
     assert caplog.text.count("by the tracker broken: ConnectionError: the server is gone") == 1
 
 
+def test_tracker_that_cannot_be_created_is_logged_and_stops_no_other(tmp_path, monkeypatch, caplog):
+    def unreachable(workdir):
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(TRACKERS, "_values", {"broken": unreachable} | TRACKERS._values)
+    with caplog.at_level("WARNING"):
+        writer = writer_after(tmp_path, 0)
+        writer.scalars(1, {"x": 1.0})
+        writer.close()
+    assert [line["x"] for line in read_metrics(epath.Path(tmp_path))] == [1.0]
+    assert caplog.text.count("by the tracker broken: ConnectionError: the server is gone") == 1
+
+
 def test_trackers_that_hang_do_not_fail_a_finished_run(tmp_path, monkeypatch, caplog):
     class Hanging(Tracker):
         """Waits for a server that does not answer."""
