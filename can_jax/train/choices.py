@@ -264,8 +264,8 @@ def fit(
     if fixed:
         batches: list[int] = [most]
     else:
-        first = CPU_BATCH if devices.platform == "cpu" else BATCHES[0]
-        batches = [size for size in BATCHES if size <= min(most, first) and size % count == 0]
+        first = CPU_BATCH if devices.platform == "cpu" else most
+        batches = [size for size in batch_sizes(count) if size <= min(most, first)]
     batches = batches or [max(most // count, 1) * count]
     if devices.platform == "cpu" or limit is None:
         return batches[0], config.model.remat, config.accumulation.microbatches
@@ -285,6 +285,19 @@ def fit(
     candidates += [(large[-1], remat, n) for n in microbatches[1:] for remat in cheaper]
     candidates += [(batch, remats[-1], fewest) for batch in batches]
     return next((each for each in candidates if fits(*each)), candidates[-1])
+
+
+def batch_sizes(devices: int) -> list[int]:
+    """Return the batch sizes to choose from, the largest first. Each is a multiple of the number of
+    devices.
+
+    The sizes are powers of two. If the number of devices has an odd factor, such as 3, they are
+    multiplied by the ratio of that factor to the nearest power of two, such as 3 / 4. So a batch
+    can still be split evenly into microbatches.
+    """
+    odd = devices // (devices & -devices)
+    nearest = 2 ** round(math.log2(odd))
+    return [size * odd // nearest for size in BATCHES if size * odd % (nearest * devices) == 0]
 
 
 def what_fits(config: ConfigDict, devices: Devices) -> str:

@@ -65,6 +65,15 @@ def test_chosen_batch_fits_one_card_by_the_estimate(name, gib):
     assert "GiB per device" in choices["batch_size"].reason
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 8, 12])
+def test_chosen_batch_fits_any_number_of_cards(count):
+    devices = dataclasses.replace(CARD, count=count)
+    config, _ = chosen("vit_b", devices, Survey("folder", 10**6, 480))
+    assert config.batch_size % (count * config.accumulation.microbatches) == 0
+    assert config.batch_size >= 256 and config.model.remat != "full"
+    assert step_bytes(config, parameter_count(config), count) <= CARD.memory
+
+
 def test_settings_of_the_command_line_stay():
     given = {"batch_size": 64, "model.dtype": "float32", "data.image_size": 192}
     config = recipe("vit_b")
