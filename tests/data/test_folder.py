@@ -102,6 +102,14 @@ def test_image_without_a_suffix_is_known_by_its_bytes(tmp_path, kind):
     assert files(open_folder(str(tmp_path), "train")) == ["x/0"]
 
 
+@pytest.mark.parametrize("brands", [b"heic", b"heix", b"mif1\0\0\0\0mif1heic"])
+def test_heic_without_a_suffix_is_not_an_image(tmp_path, caplog, brands):
+    put(tmp_path / "x" / "0.png")
+    (tmp_path / "x" / "1").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
+    assert files(open_folder(str(tmp_path), "train")) == ["x/0.png"]
+    assert "1 files are not recognized as images" in caplog.text
+
+
 def test_few_loose_images_have_no_label_and_are_named(tmp_path, caplog):
     for name in ("cat/a.png", "dog/b.png", "loose.png"):
         put(tmp_path / name)

@@ -19,10 +19,11 @@ from can_jax.data.storage.walk import is_folder_entry, walk_local
 
 IMAGES = r"jpe?g|jpe|jfif|a?png|gif|bmp|dib|webp|tiff?|avif|mpo|jp2|ico|p[bgpn]m"
 IMAGE_NAME = re.compile(rf"\.({IMAGES})$", re.IGNORECASE)
-# The first bytes of files in these formats.
+# The first bytes of files in these formats. AVIF and HEIC files can share the major brand `mif1`.
 IMAGE_START = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II[*+]\0|MM\0[*+]"
-    rb"|.{4}ftyp(avif|avis|mif1|heic|heix|jp2)|\0\0\0\x0cjP  |\xffO\xffQ|\0\0\x01\0|P[1-7][\s#]",
+    rb"|.{4}ftyp(avif|avis|mif1(?=.{,48}avif)|jp2)|\0\0\0\x0cjP  |\xffO\xffQ|\0\0\x01\0"
+    rb"|P[1-7][\s#]",
     re.DOTALL,
 )
 STAT_THREADS = 16
