@@ -43,7 +43,7 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
     Args:
         message: The error message, printed as the last line.
         stacks: Whether to print the stack of every thread before the message. If ``stacks`` is
-            False, the stacks are only written to the folder that `keep_stacks_in` sets.
+            False, the stacks are written only to the folder that `keep_stacks_in` sets.
     """
     report(message, stacks)
     os._exit(EXIT_UNEXPECTED)
@@ -62,7 +62,7 @@ def report(message: str, stacks: bool = True) -> None:
 
     Args:
         message: The error message, printed as the last line.
-        stacks: Whether to print the stacks. If ``stacks`` is False, the stacks are only written to
+        stacks: Whether to print the stacks. If ``stacks`` is False, the stacks are written only to
             the folder that `keep_stacks_in` sets.
     """
     dump = _stacks()
@@ -121,8 +121,8 @@ def dump_stacks_after(seconds: float | None) -> None:
 def _stderr() -> int:
     """Return a file descriptor of stderr whose writes do not block, where the system allows this.
 
-    A blocked write of the stack dump would stop the whole program. The thread that restarts the
-    timer of `dump_stacks_after` would wait for the blocked write while holding the GIL.
+    A blocked write of the stack dump would stop the whole program. When restarting the
+    timer, `dump_stacks_after` would wait for the blocked write while holding the GIL.
     """
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY

@@ -156,7 +156,7 @@ def _layout(
     shape: tuple[int, ...], channels: int, code: str
 ) -> tuple[list[str], str, tuple[int, ...]]:
     """Return a list of hints about the shape of the images. Also return a Python expression that
-    corrects their layout, and the corrected shape.
+    corrects the layout of the images, and the corrected shape.
 
     Args:
         shape: The shape of the rejected images.

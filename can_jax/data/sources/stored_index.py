@@ -78,8 +78,7 @@ def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | 
         root: The path or URL of the folder that contains the data.
         split: The name of the split, such as `train`.
         shards: The names of the shards, or None if the data has no shards. If ``shards`` is given,
-            an index is used only if it covers exactly these shards, or its folder has exactly the
-            name of the split.
+            an index under another spelling than ``split`` must cover exactly these shards.
     """
     place = os.path.join(root, FOLDER)
     if is_remote(root):
@@ -123,8 +122,8 @@ def _log_left_out(index: Path, facts: dict[str, Any]) -> None:
 def _log_added(index: Path, root: str, names: Names) -> None:
     """Log a warning if images were added to a local folder after its index was built.
 
-    Only folders that were modified after the index was built are searched. Of the names in the
-    index, and of the entries in modified folders, up to `CHECKED` each are examined.
+    Only folders that were modified after the index was built are searched. At most
+    `CHECKED` names in the index and at most `CHECKED` entries of modified folders are examined.
 
     Args:
         index: The folder of the index. The index counts as built when its `index.json` was written.
@@ -170,10 +169,10 @@ def _modified(folder: str) -> int:
 def _images_and_folders(root: str, folder: str) -> Iterator[str]:
     """Yield the paths of the images in a folder, and of the subfolders that contain images.
 
-    The path of a subfolder ends with a slash.
+    Images are recognized by their suffix only. The path of a subfolder ends with a slash.
 
-    All links, and folders named like splits, are left out, because a complete index can lack them
-    as well.
+    All links, and folders named like splits, are left out, because even a complete index can lack
+    them.
 
     Args:
         root: The folder to which the yielded paths are relative.

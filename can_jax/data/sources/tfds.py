@@ -89,13 +89,13 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     """Locate a split of a data set that TFDS has prepared as TFRecords in a data directory.
 
     Of several image or label features, the one in the `supervised_keys` of the data set is used. If
-    these keys contain none of them, the feature named `image` or `label` is used. Nothing is
-    downloaded.
+    `supervised_keys` contains no image or label feature, the feature named `image` or `label`,
+    respectively, is used. Nothing is downloaded.
 
     Raises:
         UserError: The name is invalid, or the data set is not prepared as TFRecords, uses feature
-            classes outside TFDS, or lacks the split. `UserError` is also raised if the data set has
-            no suitable image feature, or several of which none can be chosen.
+            classes outside TFDS, or lacks the split. `UserError` is also raised if no image
+            feature is suitable, or if the choice among several is unclear.
     """
     check_name(name)
     tensorflow()  # hides the GPUs before TFDS imports TensorFlow

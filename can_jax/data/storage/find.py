@@ -113,8 +113,8 @@ def _shards_at(path: str, kind: str, compressed: bool) -> list[str]:
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder. They are those in the subfolder named after the
-    split; without such a subfolder, `choose_files` selects them.
+    """Return the shards of a split in a folder. The shards in the subfolder named after the
+    split are returned; without such a subfolder, `choose_files` selects the shards.
 
     Raises:
         UserError: No shard of the split exists, the spelling of the split is ambiguous, or all

@@ -80,8 +80,8 @@ def split_folders(
         names: The names of subfolders of one folder; names without a split are ignored.
         beside: Whether subfolders without a split in their names also contain images. If ``beside``
             is True, folders whose names differ only in the split are classes, such as `crash test`
-            and `crash train`. If ``beside`` is True, and `train` is the only split folder and in
-            ``flat``, `train` counts as a class of vehicles.
+            and `crash train`. If ``beside`` is True, a folder `train` in ``flat`` is a class of
+            vehicles, unless other folders are named after splits.
         flat: The names of the folders with images directly in them.
     """
     names = sorted(names)
@@ -145,7 +145,7 @@ def choose_files(
         listed: Whether ``path`` is a file, a pattern or a list of paths, rather than one folder. If
             ``listed`` is True, `train` consists of all files without another split in their names
             or, if there are none, of all files. If ``listed`` is False, `train` consists of the
-            files with `train` in their names or, without such files, of those without any split.
+            files with `train` in their names or, if there are none, of the files without any split.
         patterns: Whether ``path`` may be a pattern with the placeholder ``{split}``.
 
     Raises:
