@@ -183,7 +183,9 @@ def _complete(
         if value is None:
             if facts["channels"] != 3 or name in stated:
                 why = weights.keys.get(name, f"{name} of the channels is not known")
-                raise UserError(f"{why}: set mean and std for pixels from 0 to 1 ({_how(name)})")
+                raise UserError(
+                    f"{why}: set mean and std, computed on pixels in [0, 1] ({_how(name)})"
+                )
             value = IMAGENET[name]
             guessed.append(name)
         facts[name] = channel_values(key, value, facts["channels"])
