@@ -303,7 +303,7 @@ def test_images_added_after_an_index_was_built_are_logged(tmp_path, caplog):
         put(name)
     index(tmp_path, "folder", sorted(names))
     assert messages() == []
-    put("val/0.png"), put(".hidden/0.png"), put("text/0.txt")
+    put("val/0.png"), put(".hidden/0.png"), put("text/0.txt"), put("text/.thumbs/0.png")
     (tmp_path / "link").symlink_to("a")
     for folder in ("", "a", "a/deep", "b"):  # such as a copy of the data
         os.utime(tmp_path / folder)
@@ -313,6 +313,8 @@ def test_images_added_after_an_index_was_built_are_logged(tmp_path, caplog):
     assert "lacks 2 images or folders of images" in line and "built: more/, a/deep/2.png" in line
     os.utime(tmp_path / "a/deep", (0, 0))
     assert "lacks 1 images or folders" in messages()[0]
+    (tmp_path / "more/0.png").rename(tmp_path / "b/2")  # an image without a suffix
+    assert "lacks 1 images or folders" in messages()[0] and "built: b/2;" in messages()[0]
 
 
 def test_memory_of_joining_does_not_grow_with_messages(tmp_path, monkeypatch):

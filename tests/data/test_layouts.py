@@ -118,7 +118,10 @@ def test_row_with_too_many_fields_is_refused(tmp_path):
 def test_kaggles_imagenet(tmp_path):
     images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
     put(images, "train/n01/n01_1.png", "train/n02/n02_1.png", "val/v_1.png", "val/v_2.png")
-    with pytest.raises(UserError, match=r"v_1\.png is in no class folder: put LOC_val_solution"):
+    with pytest.raises(
+        UserError,
+        match=r"v_1\.png is in no class folder: put a file with the labels, LOC_val_solution",
+    ):
         write_imagenet(tmp_path, tmp_path / "to")
     solution = tmp_path / "LOC_val_solution.csv"
     solution.write_text("ImageId,PredictionString\nv_2,n01 1 2 3 4 n01 5 6 7 8\nv_1,n02 1 2 3 4\n")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from can_jax.data.storage.files import IMAGE_NAME, exists, is_folder, starts_as_image, walk
+from can_jax.data.storage.files import IMAGE_NAME, exists, is_folder, is_image, walk
 from can_jax.data.storage.find import WILD, matches
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.shard_names import is_any_shard, is_shard
@@ -51,7 +51,7 @@ def kind_of(path: str) -> Kind:
     for file in _files_below(path):
         name = os.path.basename(file)
         kind = _kind_of_name(name)
-        if "." not in name and not is_remote(path) and starts_as_image(file):
+        if "." not in name and not is_remote(path) and is_image(file):
             kind = "folder"
         counts[kind] += 1
         if kind == "folder":

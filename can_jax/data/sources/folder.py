@@ -15,15 +15,14 @@ from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.stored_index import stored_table
 from can_jax.data.storage.files import (
-    IMAGE_NAME,
     Names,
     files_in,
     find_images,
     folders_in,
+    holds_image,
     is_folder,
+    is_image,
     sizes_of,
-    starts_as_image,
-    walk,
 )
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import (
@@ -159,7 +158,11 @@ def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> N
             shown(parent), some(sorted(doubtful)),
         )  # fmt: skip
     if inner and standard(split) == "train":
-        beside = [name for name in folders if name not in stated and holds_image(parent, name)]
+        beside = [
+            name
+            for name in folders
+            if name not in stated and holds_image(os.path.join(parent, name))
+        ]
         beside += sorted(_loose_images(parent))
         if beside:
             logging.warning(
@@ -182,13 +185,13 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
         folders = folders_in(parent)
         stated = [name for name in folders if split_of_file(name)]
         others = (name for name in folders if name not in stated)
-        beside = bool(stated) and any(holds_image(parent, name) for name in others)
+        beside = bool(stated) and any(holds_image(os.path.join(parent, name)) for name in others)
         flat = [
             name for name in stated if beside and any(_loose_images(os.path.join(parent, name)))
         ]
         if groups := split_folders(stated, beside=beside, flat=flat):
             return parent, groups
-        with_images = (name for name in folders if holds_image(parent, name))
+        with_images = (name for name in folders if holds_image(os.path.join(parent, name)))
         several = list(itertools.islice(with_images, 2))
         if len(several) != 1 or any(_loose_images(parent)):
             break
@@ -198,27 +201,7 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
 
 def _loose_images(folder: str) -> Iterator[str]:
     """Yield the names of the visible images directly in a folder."""
-    return (name for name in files_in(folder) if _is_image(folder, name))
-
-
-def holds_image(parent: str, name: str) -> bool:
-    """Return whether a subfolder contains an image at any depth; the search ends at the first
-    image."""
-    inside = os.path.join(parent, name)
-    walked = walk(inside) if is_remote(inside) else ((p, files) for p, _, files in os.walk(inside))
-    return any(
-        _is_image(folder, file)
-        for folder, files in walked
-        for file in files
-        if not file.startswith(".")
-    )
-
-
-def _is_image(folder: str, name: str) -> bool:
-    """Return whether a file is an image, by its suffix or, without a suffix, by its first bytes."""
-    if "." in name:
-        return bool(IMAGE_NAME.search(name))
-    return starts_as_image(os.path.join(folder, name))
+    return (name for name in files_in(folder) if is_image(os.path.join(folder, name)))
 
 
 def split_folder(path: str, split: str) -> str | None:

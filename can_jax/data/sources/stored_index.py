@@ -14,7 +14,14 @@ import numpy as np
 from absl import logging
 
 from can_jax.data.sources.example_table import FACTS, FOLDER, Table, facts_of, load_table
-from can_jax.data.storage.files import IMAGE_NAME, STAT_THREADS, Names, folders_of, shard_sizes
+from can_jax.data.storage.files import (
+    STAT_THREADS,
+    Names,
+    folders_of,
+    holds_image,
+    is_image,
+    shard_sizes,
+)
 from can_jax.data.storage.mirror import mirrored
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import some, spellings, split_of_file
@@ -169,10 +176,8 @@ def _modified(folder: str) -> int:
 def _images_and_folders(root: str, folder: str) -> Iterator[str]:
     """Yield the paths of the images in a folder, and of the subfolders that contain images.
 
-    Images are recognized by their suffix only. The path of a subfolder ends with a slash.
-
-    All links, and folders named like splits, are left out, because even a complete index can lack
-    them.
+    The path of a subfolder ends with a slash. All links, and folders named like splits, are left
+    out, because even a complete index can lack them.
 
     Args:
         root: The folder to which the yielded paths are relative.
@@ -184,9 +189,7 @@ def _images_and_folders(root: str, folder: str) -> Iterator[str]:
             if entry.name.startswith(".") or entry.is_symlink():
                 continue
             if not entry.is_dir():
-                if IMAGE_NAME.search(entry.name):
+                if is_image(entry.path):
                     yield path
-            elif not split_of_file(entry.name) and any(
-                IMAGE_NAME.search(name) for _, _, files in os.walk(entry) for name in files
-            ):
+            elif not split_of_file(entry.name) and holds_image(entry.path):
                 yield f"{path}/"

@@ -139,15 +139,31 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     for folder, files in walk(root):
         inside = os.path.relpath(folder, root)
         for name in files:
-            image = bool(IMAGE_NAME.search(name))
-            if not image and "." not in name:
-                image = starts_as_image(os.path.join(folder, name))
-            (images if image else others).append(os.path.normpath(os.path.join(inside, name)))
+            kind = images if is_image(os.path.join(folder, name)) else others
+            kind.append(os.path.normpath(os.path.join(inside, name)))
     return sorted(images), sorted(others)
 
 
-def starts_as_image(path: str) -> bool:
-    """Return whether the first bytes of a file are those of a known image format."""
+def holds_image(folder: str) -> bool:
+    """Return whether a folder contains a visible image at any depth, without following links to
+    folders; the search ends at the first image."""
+    walked = walk(folder) if is_remote(folder) else _visible(folder)
+    return any(is_image(os.path.join(path, name)) for path, files in walked for name in files)
+
+
+def _visible(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield a local folder and each visible folder below it, each with the names of its visible
+    files."""
+    for path, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield path, [name for name in files if not name.startswith(".")]
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file is an image, by its suffix or, without a suffix, by its first bytes."""
+    name = os.path.basename(path)
+    if "." in name:
+        return bool(IMAGE_NAME.search(name))
     try:
         # Opening a pipe would block until a writer opens it.
         if not is_remote(path) and not os.path.isfile(path):
