@@ -366,7 +366,7 @@ RECIPE: Table = {
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),
         "keep_every_steps": Key(
-            None, COUNT, "Checkpoints at multiples of this step are saved, and never deleted.",
+            None, COUNT, "Checkpoints of multiples of this number are saved, and never deleted.",
             unit="steps",
         ),
     },

@@ -277,7 +277,7 @@ def open_part(
 
 
 def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool = True) -> Part:
-    """Select examples of a single split, whose classes need not match those of another split.
+    """Select examples of a split, and number their classes independently of any other split.
 
     Args:
         data: The config block that names the data set.

@@ -171,7 +171,7 @@ def cut_off(path: str, shard: ScanResult) -> str:
 
 
 def lack(path: str, shard: ScanResult) -> str:
-    """Return a phrase with the problem of a damaged or empty shard."""
+    """Return the path of a damaged or empty shard, followed by its problem."""
     empty = f"contains no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     return f"{shown(path)} {shard.problem or empty}"
 
