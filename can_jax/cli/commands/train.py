@@ -102,7 +102,7 @@ def main() -> None:
         workdir = os.path.join("runs", name_of(_DATA.value))
     if workdir is None and not _PRINT_CONFIG.value:
         raise UserError(
-            "--workdir=DIR is missing: give a run directory, or --data=DIR, which has a default one"
+            "--workdir=DIR is missing; only with --data is there a default, named after the data"
         )
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
         raise UserError(f"--allow_changes={unknown[0]}: choose from {', '.join(CHANGES)}")
