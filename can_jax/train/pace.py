@@ -157,10 +157,10 @@ class Pace:
             step: The step that was just dispatched to the devices.
             paused: The total time in seconds for which training has been paused since this process
                 started, for example by evaluations.
-            evaluation: The longest time in seconds that the evaluations of one step have taken
-                since this process started. The longest such time of all starts of the run is
-                reserved for the evaluations after the last step. The reserved time is scaled up if
-                steps are now slower than when it was measured.
+            evaluation: The time in seconds that all evaluations after a step took together, as the
+                maximum over the steps since this process started. The maximum over all starts of
+                the run is reserved for the evaluations after the last step. The reserved time is
+                scaled up if steps are now slower than when it was measured.
         """
         if self._fixed or step < self._next or step >= self.total:
             return
