@@ -155,8 +155,8 @@ def loss(
         positive_prior: The assumed fraction of negatives that have the query's class, in [0, 1).
         hardness: The strength with which negatives similar to the query are weighted more; 0 gives
             all negatives the same weight.
-        exclude_above: The cosine similarity to the query above which a negative is excluded; None
-            excludes no negatives.
+        exclude_above: Negatives whose cosine similarity to the query exceeds this value are
+            excluded; None excludes no negatives.
         exclude_copies: Whether to exclude duplicates of the query's image from the negatives.
     """
     assert arrays.pooled is not None
@@ -250,8 +250,8 @@ OBJECTIVE = Objective(
         "exclude_above": Key(
             None,
             Number(-1, 1),
-            "The cosine similarity to the query above which a negative is excluded; by default, no "
-            "negatives are excluded.",
+            "Negatives whose cosine similarity to the query exceeds this value are excluded; by "
+            "default, no negatives are excluded.",
         ),
         "exclude_copies": Key(
             False,

@@ -80,9 +80,8 @@ class Classes:
         source.
 
         Classes are matched by name. If only one source has class names and every name is a number,
-        these numbers are compared with the labels of the other source. If neither source has class
-        names, the labels of both sources are compared. If only one source has class names, and a
-        name is not a number, the names are ignored and the labels are compared.
+        these numbers are compared with the labels of the other source. In all other cases in which
+        a source lacks class names, the labels of both sources are compared.
 
         Args:
             labels: The distinct labels to translate, ascending.
