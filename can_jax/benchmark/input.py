@@ -197,22 +197,22 @@ def _user_seconds() -> float:
 
 
 def _pillow(
-    config: ConfigDict, encoded: list[bytes], threads: int, stack: contextlib.ExitStack
+    config: ConfigDict, encoded: list[bytes], workers: int, stack: contextlib.ExitStack
 ) -> Turn:
-    """Return a function that measures the Pillow baseline in ``threads`` worker processes.
+    """Return a function that measures the Pillow baseline in ``workers`` processes.
 
-    The workers return the number of images instead of the images, because a transfer of images
+    The processes return the number of images instead of the images, because a transfer of images
     would take time.
     """
     names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
     settings = {name: config.augment[name] for name in names}
     views = TwoViews(size=config.data.image_size, **settings)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(threads, context, start_worker, (encoded,))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (encoded,))
     stack.enter_context(pool)
 
     def turn(seconds: float) -> float:
-        futures = [pool.submit(count_images, views, seconds) for _ in range(threads)]
+        futures = [pool.submit(count_images, views, seconds) for _ in range(workers)]
         return sum(count / elapsed for count, elapsed in (f.result() for f in futures))
 
     turn(0.1)  # Wait until the processes have started.
