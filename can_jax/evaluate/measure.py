@@ -101,10 +101,15 @@ def measure(
             f"--workdir={workdir} is a run directory; set --workdir to another directory for the "
             "results"
         )
+    classifier = (path / CARD).exists()
+    if config.data.source is None and not classifier and not is_run(path):
+        raise UserError(
+            f"--checkpoint={checkpoint} comes without a data set, since it is not a run directory: "
+            "set --data=PATH or config.data.source"
+        )
     import_ahead()
     mesh = make_mesh(config.mesh)
     subject: Any
-    classifier = (path / CARD).exists()
     if classifier:
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)

@@ -8,6 +8,7 @@ from etils import epath
 
 import can_jax
 from can_jax.checkpoint.run_directory import find_checkpoint
+from can_jax.evaluate.config import default_evaluation
 from can_jax.export.model import open_model
 from can_jax.utils.errors import UserError
 from can_jax.weights.shipped import FOLDER, shipped_names
@@ -35,6 +36,12 @@ def test_every_installed_encoder_is_loaded_by_its_name():
 def test_every_command_finds_the_same_files():
     assert find_checkpoint("can-cifar10") == (epath.Path(FOLDER / "can-cifar10"), None)
     assert open_model("can-cifar10")
+
+
+def test_weights_without_a_run_are_evaluated_only_on_given_data(tmp_path):
+    with pytest.raises(UserError, match="can-cifar10 comes without a data set"):
+        can_jax.evaluate_encoder("can-cifar10", default_evaluation(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_working_directory_comes_first(tmp_path):
