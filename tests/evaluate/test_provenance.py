@@ -185,7 +185,7 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
         results_of(model, [str(place / "ft")])
     changed(lambda results: None)
     (place / "ft" / IDENTITY).unlink()
-    with pytest.raises(UserError, match=r"has no identity\.json, which would show"):
+    with pytest.raises(UserError, match=r"has no identity\.json, so the weights"):
         results_of(model, [str(place / "ft")])
     untrained = dataclasses.replace(PROTOCOLS.get("classify"), trains=False)
     with PROTOCOLS.temporarily("classify", untrained):  # the flag decides, not the name

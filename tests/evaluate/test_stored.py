@@ -117,7 +117,7 @@ def test_a_share_that_holds_nothing_out_is_refused(places, tmp_path):
     shutil.copy(data / "train.npz", tmp_path / "data")
     config = samples.evaluation("knn", tmp_path / "data", data__test_split=None)
     with pytest.raises(
-        UserError, match="config.probe.held_out=0.0 is not between 0 and 1.*data.held_out"
+        UserError, match="config.probe.held_out=0.0 is not a valid fraction .*data.held_out"
     ):
         measure(resolve_evaluation(config), str(old), epath.Path(tmp_path / "out"))
 

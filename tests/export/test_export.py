@@ -281,9 +281,7 @@ def test_what_holds_no_weights_is_not_exported(run, tmp_path):
         open_model(str(tmp_path))
     with pytest.raises(UserError, match=r"mae\.npz cannot be read"):
         open_model(str(tmp_path / "mae.npz"))
-    with pytest.raises(
-        UserError, match=r"is a run, whose config\.json already states these settings"
-    ):
+    with pytest.raises(UserError, match=r"is a run: leave out --heads"):
         open_model(str(run), Given(heads=3))
 
 
