@@ -132,7 +132,8 @@ def evaluate_encoder(
         checkpoint: The encoder: a run directory, one of its checkpoints, an export, a file or
             folder of weights, or ``can-cifar10``.
         config: The configuration of the evaluation, for example the return value of
-            ``get_config()`` in `configs/eval/knn.py`.
+            ``get_config()`` in `configs/eval/knn.py`. If ``checkpoint`` is not from a run
+            directory, ``config.data.source`` must be set.
         workdir: The directory to which ``results.json`` and ``report.html`` are written.
         untrained: Whether to replace the trained weights by random initial weights, as a baseline.
         step: The step of the checkpoint to evaluate, if ``checkpoint`` is a run directory. By

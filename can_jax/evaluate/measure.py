@@ -102,11 +102,6 @@ def measure(
             "results"
         )
     classifier = (path / CARD).exists()
-    if config.data.source is None and not classifier and not is_run(path):
-        raise UserError(
-            f"--checkpoint={checkpoint} comes without a data set, since it is not a run directory: "
-            "set --data=PATH or config.data.source"
-        )
     import_ahead()
     mesh = make_mesh(config.mesh)
     subject: Any
@@ -125,6 +120,11 @@ def measure(
         subject = open_classifier(path, config, mesh, step)
     else:
         subject = open_encoder(checkpoint, untrained, config, mesh)
+        if config.data.source is None and not is_run(path) and protocol.uses_data(config):
+            raise UserError(
+                f"--checkpoint={checkpoint} comes without a data set, since it is not a run "
+                "directory: set --data=PATH or config.data.source"
+            )
     check_used(subject.config, protocol, path)
     make_directory(workdir)
     extractor = SplitFeatureExtractor(subject, mesh, config.batch_size)

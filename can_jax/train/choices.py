@@ -293,11 +293,13 @@ def batch_sizes(devices: int) -> list[int]:
 
     The sizes are powers of two. If the number of devices has an odd factor, such as 3, they are
     multiplied by the ratio of that factor to the nearest power of two, such as 3 / 4. So a batch
-    can still be split evenly into microbatches.
+    can still be split evenly into microbatches. Sizes of less than two images per device are left
+    out.
     """
     odd = devices // (devices & -devices)
     nearest = 2 ** round(math.log2(odd))
-    return [size * odd // nearest for size in BATCHES if size * odd % (nearest * devices) == 0]
+    sizes = [size * odd // nearest for size in BATCHES if size * odd % (nearest * devices) == 0]
+    return [size for size in sizes if size >= 2 * devices]
 
 
 def what_fits(config: ConfigDict, devices: Devices) -> str:

@@ -108,6 +108,9 @@ def test_heic_without_a_suffix_is_not_an_image(tmp_path, caplog, brands):
     (tmp_path / "x" / "1").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
     assert files(open_folder(str(tmp_path), "train")) == ["x/0.png"]
     assert "1 files are not recognized as images" in caplog.text
+    avif = b"\0\0\0\x20ftypmif1\0\0\0\0mif1avifmiaf"
+    (tmp_path / "x" / "1").write_bytes(avif + bytes(100))
+    assert files(open_folder(str(tmp_path), "train")) == ["x/0.png", "x/1"]
 
 
 def test_few_loose_images_have_no_label_and_are_named(tmp_path, caplog):

@@ -65,7 +65,7 @@ def test_chosen_batch_fits_one_card_by_the_estimate(name, gib):
     assert "GiB per device" in choices["batch_size"].reason
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 8, 12])
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 8, 12, 96, 1000, 1024])
 def test_chosen_batch_fits_any_number_of_cards(count):
     devices = dataclasses.replace(CARD, count=count)
     config, _ = chosen("vit_b", devices, Survey("folder", 10**6, 480))

@@ -42,6 +42,13 @@ def test_weights_without_a_run_are_evaluated_only_on_given_data(tmp_path):
     with pytest.raises(UserError, match="can-cifar10 comes without a data set"):
         can_jax.evaluate_encoder("can-cifar10", default_evaluation(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    config = default_evaluation()
+    shapes = {"source": "shapes", "shapes_count": 200}
+    config.protocol, config.fewshot.shots, config.fewshot.datasets = "fewshot", (1,), (shapes,)
+    with config.ignore_type():
+        config.data.update(train_examples=100, test_examples=20)
+    results = can_jax.evaluate_encoder("can-cifar10", config, tmp_path / "few")
+    assert "fewshot/data0/1shot" in results["metrics"]
 
 
 def test_a_file_in_the_working_directory_comes_first(tmp_path):

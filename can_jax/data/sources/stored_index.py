@@ -130,7 +130,8 @@ def _log_added(index: Path, root: str, names: Names) -> None:
     """Log a warning if images were added to a local folder after its index was built.
 
     Only folders that were modified after the index was built are searched. At most
-    `CHECKED` names in the index and at most `CHECKED` entries of modified folders are examined.
+    `CHECKED` names in the index, at most `CHECKED` entries of modified folders, and at most
+    `CHECKED` files below each of these entries are examined.
 
     Args:
         index: The folder of the index. The index counts as built when its `index.json` was written.
@@ -154,7 +155,7 @@ def _log_added(index: Path, root: str, names: Names) -> None:
         changed = sorted(itertools.compress(folders, (time >= built for time in times)))
     entries = (path for folder in changed for path in _images_and_folders(root, folder))
     new = []
-    for path in itertools.islice(entries, CHECKED):
+    for path in filter(None, itertools.islice(entries, CHECKED)):
         row = bisect.bisect_left(names, path)
         if row == len(names) or not names[row].startswith(path):
             new.append(path)
@@ -174,10 +175,11 @@ def _modified(folder: str) -> int:
 
 
 def _images_and_folders(root: str, folder: str) -> Iterator[str]:
-    """Yield the paths of the images in a folder, and of the subfolders that contain images.
+    """Yield a string for each visible entry of a folder: the path of an image or of a subfolder
+    that contains images, and "" for another entry.
 
-    The path of a subfolder ends with a slash. All links, and folders named like splits, are left
-    out, because even a complete index can lack them.
+    The path of a subfolder ends with a slash. "" also stands for all links, and for folders named
+    like splits, because even a complete index can lack them.
 
     Args:
         root: The folder to which the yielded paths are relative.
@@ -186,10 +188,12 @@ def _images_and_folders(root: str, folder: str) -> Iterator[str]:
     with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
             path = os.path.join(folder, entry.name)
-            if entry.name.startswith(".") or entry.is_symlink():
+            if entry.name.startswith("."):
                 continue
-            if not entry.is_dir():
-                if is_image(entry.path):
-                    yield path
-            elif not split_of_file(entry.name) and holds_image(entry.path):
-                yield f"{path}/"
+            if entry.is_symlink():
+                yield ""
+            elif not entry.is_dir():
+                yield path if is_image(entry.path) else ""
+            else:
+                new = not split_of_file(entry.name) and holds_image(entry.path, CHECKED)
+                yield f"{path}/" if new else ""

@@ -144,11 +144,12 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
-def holds_image(folder: str) -> bool:
+def holds_image(folder: str, most: int | None = None) -> bool:
     """Return whether a folder contains a visible image at any depth, without following links to
-    folders; the search ends at the first image."""
+    folders; the search ends at the first image, or after ``most`` files."""
     walked = walk(folder) if is_remote(folder) else _visible(folder)
-    return any(is_image(os.path.join(path, name)) for path, files in walked for name in files)
+    paths = (os.path.join(path, name) for path, files in walked for name in files)
+    return any(map(is_image, itertools.islice(paths, most)))
 
 
 def _visible(root: str) -> Iterator[tuple[str, list[str]]]:

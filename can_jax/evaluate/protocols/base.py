@@ -18,6 +18,11 @@ def _accept(config: ConfigDict) -> None:
     """Accept any configuration."""
 
 
+def _always(config: ConfigDict) -> bool:
+    """Return True for any configuration."""
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalProtocol:
     """An evaluation protocol.
@@ -36,6 +41,8 @@ class EvalProtocol:
         compared: The metrics in which a study compares its arms, as a dict from column title to
             metric name; the first metric is the most important. The title of a metric in
             percent ends with ``(%)``. If ``compared`` is empty, a study cannot use the protocol.
+        uses_data: A function that returns whether the protocol reads the data set of the block
+            ``data``, given the evaluation's configuration.
         trains: Whether the protocol trains a model in the results directory. If ``trains`` is True,
             an export rejects results that do not belong to the run in the results directory.
     """
@@ -46,4 +53,5 @@ class EvalProtocol:
     run_settings: tuple[str, ...] = ()
     takes_classifier: bool = False
     compared: dict[str, str] = dataclasses.field(default_factory=dict)
+    uses_data: Callable[[ConfigDict], bool] = _always
     trains: bool = False

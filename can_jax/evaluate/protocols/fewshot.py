@@ -160,4 +160,11 @@ def datasets_of(
     return datasets
 
 
-PROTOCOL = EvalProtocol(fewshot, SETTINGS, check_fewshot)
+def uses_data(config: ConfigDict) -> bool:
+    """Return whether a data set of the few-shot protocol is the block ``data``, or overrides it
+    without a source of its own."""
+    entries = config.fewshot.datasets
+    return not entries or any("source" not in entry for entry in entries)
+
+
+PROTOCOL = EvalProtocol(fewshot, SETTINGS, check_fewshot, uses_data=uses_data)
