@@ -123,7 +123,7 @@ def test_sixteen_bits_in_color_keep_their_range_and_alpha():
 def test_color_tiffs_of_which_pillow_keeps_a_byte_are_refused_where_that_is_not_enough():
     with pytest.raises(ValueError, match="all its values are below 32768"):
         pixels(tiff16(color(sixteen(4095))))
-    with pytest.raises(ValueError, match="only in PNG"):
+    with pytest.raises(ValueError, match="is a color image: outside PNG files"):
         pixels(tiff16(color(sixteen(4095))), (0, 4095))
     dark = pixels(tiff16(color(sixteen(4095))), (0, 65535))
     assert abs(dark - color(BYTES) / 16).max() <= 1

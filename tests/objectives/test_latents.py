@@ -132,7 +132,9 @@ def test_only_an_objective_that_reads_it_has_a_teacher():
 
 
 def test_no_teacher_or_nothing_to_predict_is_refused():
-    with pytest.raises(UserError, match=r"optimizer.ema_decay=0: the targets of objective.latents"):
+    with pytest.raises(
+        UserError, match=r"optimizer.ema_decay=0 disables the moving .*objective.latents"
+    ):
         small_config(**LATENTS | {"optimizer__ema_decay": 0.0})
     with pytest.raises(UserError, match=r"mask_ratio=0.0 hides none.*objective.latents.weight=0"):
         small_config(**LATENTS, model__mask_ratio=0.0)

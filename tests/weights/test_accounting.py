@@ -91,7 +91,7 @@ def test_array_that_is_no_table_is_refused(table, message):
     ],
 )  # fmt: skip
 def test_unknown_array_is_refused_by_its_name(name):
-    with pytest.raises(UserError, match=f"^{name} has no counterpart in this encoder: "):
+    with pytest.raises(UserError, match=f"^{name} has no counterpart in this encoder, so "):
         refuse_unused([name, "head.weight", "norm.weight"], ["norm.weight"])
 
 

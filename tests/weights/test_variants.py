@@ -94,7 +94,7 @@ def test_epsilon_and_gelu_come_from_the_configuration(tmp_path):
     encoder = loaded(tmp_path, theirs, config)
     assert_features(encoder, plain.encode(arrays, PIXELS, heads=3, eps=1e-3, gelu="tanh"))
     with pytest.raises(
-        UserError, match="use_swiglu_ffn=true is not supported: this encoder has MLPs"
+        UserError, match="use_swiglu_ffn=true is not supported: can_jax has only MLPs"
     ):
         loaded(tmp_path, theirs, config | {"use_swiglu_ffn": True})
     for change, message in (

@@ -98,9 +98,10 @@ def check_reduced(
             values below 2**15.
     """
     if value_range not in (None, (0.0, float(WHITE)), (0.0, float(maximum))):
+        allowed = " or ".join(f"(0, {high})" for high in sorted({WHITE, maximum}, reverse=True))
         raise ValueError(
-            f"is a color image: outside PNG files, config.data.range of color images must be (0, "
-            f"{WHITE}) or (0, {maximum}), not {value_range}"
+            f"is a color image: outside PNG files, config.data.range of color images must be "
+            f"{allowed}, not {value_range}"
         )
     if maximum == WHITE and value_range is None and pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")
