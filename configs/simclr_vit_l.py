@@ -8,7 +8,7 @@ As in google-research/simclr, the projection head ends in a BatchNorm without bi
 the sum over both directions. The three layers of the head and the color augmentation are those of
 CAN.
 
-Hardware: 739 GFLOP per image and step, 1.72 times CAN's; 800 epochs of ImageNet-1k are 7.6e20 FLOP,
+Hardware: 739 GFLOP per image and step, 1.71 times CAN's; 800 epochs of ImageNet-1k are 7.6e20 FLOP,
 on 64 H100 at 50 % of their peak about seven hours (arithmetic, not a measurement).
 Result: for this run on ImageNet-1k the CAN paper (Table 3) reports 83.4 % fine-tuned and 73.9 %
 linear probe. For comparison, also 800 epochs of ViT-L: CAN 84.7 and 76.2 %, MAE 83.7 and 71.4 % by
