@@ -15,9 +15,9 @@ The checkpoint is an encoder, or a classifier that `finetune*.py` or `linear_ima
 For an encoder the command first trains a linear head, as `linear.py` does.
 
 Hardware: 75 passes over the test images; one core processes a few hundred small images per second.
-Result: measured on `configs/cifar10.py` after two epochs of fine-tuning, on 500 test images: 64.6 %
-clean, 58.4 % as the mean of all corruptions and severities, calibration error 9.4 %. In that
-measurement the corruption fog was too rough; it has been corrected since.
+Result: measured on `configs/cifar10.py` in the paper's form, after two epochs of fine-tuning, on
+500 test images: 64.6 % clean, 58.4 % as the mean of all corruptions and severities, calibration
+error 9.4 %. In that measurement the corruption fog was too rough; it has been corrected since.
 """
 
 from ml_collections import ConfigDict
