@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -193,7 +194,7 @@ def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_dis
     assert len(failed) == 3
     assert [line.split(":")[0] for line in failed] == ["WARNING", "WARNING", "error"]
     assert len(lines) <= 5, lines  # and one about metrics, perhaps
-    good = int(failed[-1].split("the last saved one: step ")[1].split(";")[0])
+    good = int(re.search(r"the last saved one: step (\d+)", failed[-1])[1])
     # Once there is room, the same command ends as a run that nothing happened to.
     again = restricted(recipe, small_disk / "run", "import os, sys\n", *options)
     assert again.returncode == 1 and "Traceback" not in again.stderr
