@@ -158,7 +158,8 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path, caplog):
         (["data.window=9"], "--allow_changes=data"),
         (
             ["data.shapes_count=72", "total_steps=12"],
-            "it has 72 examples instead of 64, other labels, other content",
+            "config.data differs from the data of the checkpoint of step 6: it has 72 examples "
+            "instead of 64, other labels, other content",
         ),
         (["init_from=/no/such/weights", "total_steps=3"], "past the end of this run"),
     ],

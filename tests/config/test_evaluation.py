@@ -69,7 +69,8 @@ def test_settings_of_an_evaluation_that_cannot_work(name, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__mean": (0.5, 0.5)}, "mean=.* data.channels=3, give one number, or 3 numbers"),
+        ({"model__mean": (0.5, 0.5)},
+         "config.model.mean=.* data.channels=3, give one number, or 3 numbers, one for each"),
         ({"data__source": "mixture", "data__mixture": ({"path": 3},)}, r"mixture\[0\]: path=3"),
         ({"classify__learning_rate": 100.0},
          "config.classify.learning_rate=100 is a peak learning rate of 6.25 with this batch_size: "

@@ -87,7 +87,9 @@ def test_shards_that_number_the_same_classes_differently(tmp_path):
     source = open_arrays(str(tmp_path), "train", 3)
     assert source.labels.tolist() == [0, 1, 2] and source.label_names == ("a", "b", "c")
     np.savez(tmp_path / "train-1.npz", images=images(1), labels=[1], label_names=["c"])
-    with pytest.raises(UserError, match="give each its own name"):
+    with pytest.raises(
+        UserError, match="but a label has no name, or that of another label; give each its own"
+    ):
         open_arrays(str(tmp_path), "train", 3)
     np.savez(tmp_path / "train-1.npz", images=images(2), labels=[0, 1], label_names=["c", "c"])
     with pytest.raises(UserError, match="train-1.npz.* give each its own name"):

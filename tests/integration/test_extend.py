@@ -163,7 +163,8 @@ def test_data_source(own, tmp_path):
     text = (data / "train.csv").read_text()
     (data / "train.csv").write_text(text.replace("train0.png,cat", "train0.png,dog"))
     again = run_in_process(recipe, workdir, *TINY, *options, "total_steps=4")
-    assert again.returncode == 1 and "it has other labels" in again.stderr
+    assert again.returncode == 1 and "config.data differs from the data of" in again.stderr
+    assert "it has other labels" in again.stderr
 
     missing = run_in_process(recipe, tmp_path / "other", *TINY, "data.path=None")
     assert missing.returncode == 1 and missing.stderr.count("\n") == 1

@@ -109,7 +109,7 @@ def test_source_that_is_none_is_one_line(tmp_path, make, message):
 
 def test_patches_of_another_size_are_named():
     _, state, mesh = fresh(model__patch_size=8, model__width=96, model__depth=4)
-    with pytest.raises(UserError, match="have 4 x 4 x 3 values, but those of this"):
+    with pytest.raises(UserError, match="weight have 4 x 4 x 3 values, but those of this"):
         initial_weights("can-cifar10", state.parameters, mesh)
 
 

@@ -18,6 +18,9 @@ def test_reason_of_the_end_is_given_if_the_dump_cannot_be_written(tmp_path):
     loop = object.__new__(Loop)
     loop.step = types.SimpleNamespace(config=small_config(skipped_updates_limit=4))
     loop.workdir, loop.lock = epath.Path(tmp_path), RunLock(None)
-    message = "4 updates in a row were .*up to step 7; .* The latest step, 9, could not be written"
+    message = (
+        "4 updates in a row were not finite, up to step 7; a lower optimizer.learning_rate may "
+        "help. The latest step, 9, could not be written"
+    )
     with pytest.raises(UserError, match=message):
         loop._stop_broken(9, TrainState(*[None] * 5), Batch(None, None, None))

@@ -87,9 +87,15 @@ def test_transposed_array_is_refused_and_not_rearranged():
     shapes = {"norm": {"scale": np.zeros(24)}, "patch_embed": {"kernel": np.zeros((48, 24))}}
     like, arrays = {"encoder": shapes}, vit()
     assert from_torch(arrays, like)["encoder"]["patch_embed"]["kernel"].shape == (48, 24)
-    for shape in ((24, 48), (3, 24, 4, 4), (24, 3, 2, 8), (24, 4, 4, 3)):
+    name = r"patch_embed\.proj\.weight"
+    for shape, message in {
+        (24, 48): rf"^{name} has shape \(24, 48\)",
+        (3, 24, 4, 4): rf"^the patches of {name} have 4 x 4 x 24 values",
+        (24, 3, 2, 8): rf"^{name} has shape \(24, 3, 2, 8\)",
+        (24, 4, 4, 3): rf"^{name} has shape \(24, 4, 4, 3\)",
+    }.items():
         wrong = arrays | {"patch_embed.proj.weight": np.zeros(shape, np.float32)}
-        with pytest.raises(UserError, match=r"patch_embed\.proj\.weight ha"):
+        with pytest.raises(UserError, match=message):
             from_torch(wrong, like)
     with pytest.raises(UserError, match=r"norm\.weight has the type int8"):
         from_torch(arrays | {"norm.weight": np.ones(24, np.int8)}, like)
