@@ -49,9 +49,9 @@ def kind_of(path: str) -> Kind:
     others: list[str] = []
     images: list[str] = []
     for file in _files_below(path):
-        name = os.path.basename(file)
+        folder, name = os.path.split(file)
         kind = _kind_of_name(name)
-        if "." not in name and not is_remote(path) and is_image(file):
+        if "." not in name and not is_remote(path) and is_image(folder, name):
             kind = "folder"
         counts[kind] += 1
         if kind == "folder":

@@ -201,7 +201,7 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
 
 def _loose_images(folder: str) -> Iterator[str]:
     """Yield the names of the visible images directly in a folder."""
-    return (name for name in files_in(folder) if is_image(os.path.join(folder, name)))
+    return (name for name in files_in(folder) if is_image(folder, name))
 
 
 def split_folder(path: str, split: str) -> str | None:

@@ -185,7 +185,8 @@ def _images_and_folders(root: str, folder: str) -> Iterator[str]:
         root: The folder to which the yielded paths are relative.
         folder: The path of the folder, relative to ``root``.
     """
-    with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+    place = os.path.join(root, folder)
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             path = os.path.join(folder, entry.name)
             if entry.name.startswith("."):
@@ -193,7 +194,7 @@ def _images_and_folders(root: str, folder: str) -> Iterator[str]:
             if entry.is_symlink():
                 yield ""
             elif not entry.is_dir():
-                yield path if is_image(entry.path) else ""
+                yield path if is_image(place, entry.name) else ""
             else:
                 new = not split_of_file(entry.name) and holds_image(entry.path, CHECKED)
                 yield f"{path}/" if new else ""

@@ -139,7 +139,7 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     for folder, files in walk(root):
         inside = os.path.relpath(folder, root)
         for name in files:
-            kind = images if is_image(os.path.join(folder, name)) else others
+            kind = images if is_image(folder, name) else others
             kind.append(os.path.normpath(os.path.join(inside, name)))
     return sorted(images), sorted(others)
 
@@ -148,8 +148,8 @@ def holds_image(folder: str, most: int | None = None) -> bool:
     """Return whether a folder contains a visible image at any depth, without following links to
     folders; the search ends at the first image, or after ``most`` files."""
     walked = walk(folder) if is_remote(folder) else _visible(folder)
-    paths = (os.path.join(path, name) for path, files in walked for name in files)
-    return any(map(is_image, itertools.islice(paths, most)))
+    names = ((path, name) for path, files in walked for name in files)
+    return any(itertools.starmap(is_image, itertools.islice(names, most)))
 
 
 def _visible(root: str) -> Iterator[tuple[str, list[str]]]:
@@ -160,11 +160,11 @@ def _visible(root: str) -> Iterator[tuple[str, list[str]]]:
         yield path, [name for name in files if not name.startswith(".")]
 
 
-def is_image(path: str) -> bool:
+def is_image(folder: str, name: str) -> bool:
     """Return whether a file is an image, by its suffix or, without a suffix, by its first bytes."""
-    name = os.path.basename(path)
     if "." in name:
         return bool(IMAGE_NAME.search(name))
+    path = os.path.join(folder, name)
     try:
         # Opening a pipe would block until a writer opens it.
         if not is_remote(path) and not os.path.isfile(path):
