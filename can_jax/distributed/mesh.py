@@ -39,13 +39,13 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
             f"{wanted}: set each axis to 1 or more; one axis may be -1 for all remaining devices"
         )
     fixed = math.prod(size for size in shape if size != -1)
-    given, shape = shape, [devices // fixed if size == -1 else size for size in shape]
-    if math.prod(shape) != devices:
-        rest = " after -1 is replaced by a whole number" if -1 in given else ""
+    data, fsdp, tensor = (devices // fixed if size == -1 else size for size in shape)
+    if data * fsdp * tensor != devices:
+        rest = " after -1 is replaced by a whole number" if -1 in shape else ""
         raise UserError(
             f"{wanted} does not fit {devices} devices: the product must be {devices}{rest}"
         )
-    return shape[0], shape[1], shape[2]
+    return data, fsdp, tensor
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:

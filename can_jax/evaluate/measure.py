@@ -101,10 +101,10 @@ def measure(
             f"--workdir={workdir} is a run directory; set --workdir to another directory for the "
             "results"
         )
-    classifier = (path / CARD).exists()
     import_ahead()
     mesh = make_mesh(config.mesh)
     subject: Any
+    classifier = (path / CARD).exists()
     if classifier:
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)

@@ -264,8 +264,8 @@ def fit(
     if fixed:
         batches: list[int] = [most]
     else:
-        first = CPU_BATCH if devices.platform == "cpu" else most
-        batches = [size for size in batch_sizes(count) if size <= min(most, first)]
+        largest = min(most, CPU_BATCH) if devices.platform == "cpu" else most
+        batches = [size for size in batch_sizes(count) if size <= largest]
     batches = batches or [max(most // count, 1) * count]
     if devices.platform == "cpu" or limit is None:
         return batches[0], config.model.remat, config.accumulation.microbatches

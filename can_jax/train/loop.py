@@ -266,10 +266,10 @@ class Loop:
         Raises:
             UserError: The run has already rolled back ``spike.rewinds`` times.
         """
-        spike = self.step.config.spike
+        spike, last = self.step.config.spike, step - STEPS_IN_FLIGHT
         message = (
             f"the loss was more than {spike.deviations:g} standard deviations above its running "
-            f"mean for {spike.steps} steps, up to step {step - STEPS_IN_FLIGHT}"
+            f"mean for {spike.steps} steps, up to step {last}"
         )
         if not spike.rewinds:
             logging.warning(
@@ -285,7 +285,7 @@ class Loop:
                 "optimizer.learning_rate may help"
             )
         self.checkpoints.wait()
-        target = self.checkpoints.newest(step - spike.steps - STEPS_IN_FLIGHT)
+        target = self.checkpoints.newest(last - spike.steps)
         if target is None:
             logging.warning(
                 "%s; there is no checkpoint from before the spike, so the run continues", message

@@ -97,11 +97,11 @@ def check_reduced(
             ``value_range`` is None, ValueError is also raised for a ``maximum`` of 65535 with all
             values below 2**15.
     """
-    if value_range not in (None, (0.0, float(WHITE)), (0.0, float(maximum))):
-        allowed = " or ".join(f"(0, {high})" for high in sorted({WHITE, maximum}, reverse=True))
+    allowed = dict.fromkeys([(0, WHITE), (0, maximum)])  # equal if the file uses all 16 bits
+    if value_range is not None and value_range not in allowed:
         raise ValueError(
             f"is a color image: outside PNG files, config.data.range of color images must be "
-            f"{allowed}, not {value_range}"
+            f"{' or '.join(map(str, allowed))}, not {value_range}"
         )
     if maximum == WHITE and value_range is None and pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")
