@@ -22,10 +22,8 @@ WIDTHS = ("model.projector.hidden", "model.projector.outputs", "objective.dense.
 KOLEO = METHODS["can_koleo"]
 REPEATED = {"can": {}, "simclr": METHODS["simclr"], "mae": CELLS["mae"], "can_koleo": KOLEO}
 METHOD = {"group": "methods", "seeds": 3}
-OBJECTIVES = (
-    "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec", "densecl",
-    "latents", "can_latents",
-)  # fmt: skip
+OBJECTIVES = ("dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec",
+              "densecl", "latents", "can_latents")  # fmt: skip
 NOISE = ("can_literal", "can_without_noise_whitened", *(name for name in CELLS if "sigma" in name))
 VARIANTS: dict[str, dict[str, dict]] = {
     "noise": {name: CELLS[name] for name in NOISE},
@@ -35,6 +33,8 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "weight 0.3": {"objective.contrastive.weight": 0.3},
         "temperature 0.2": {"objective.contrastive.temperature": 0.2},
     },
+    "noise level": {"added to visible patches only": {"noise.level_tokens": "visible"}},
+    "reconstruction": {"targets not normalized": {"objective.reconstruction.normalize": False}},
 }
 
 
