@@ -191,10 +191,13 @@ def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_dis
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     failed = [line for line in lines if "could not be written" in line]
-    assert len(failed) == 3
-    assert [line.split(":")[0] for line in failed] == ["WARNING", "WARNING", "error"]
-    assert len(lines) <= 5, lines  # and one about metrics, perhaps
     good = int(re.search(r"the last saved one: step (\d+)", failed[-1])[1])
+    steps = [int(re.search(r"of step (\d+) could", line)[1]) for line in failed]
+    # Near the limit, a smaller save can succeed after a failed one, which restarts the count.
+    assert [step for step in steps if step > good] == [good + 2, good + 4, good + 6]
+    assert {line.split(":")[0] for line in failed[:-1]} == {"WARNING"}
+    assert failed[-1].startswith("error:") and lines[-1] == failed[-1]
+    assert len(lines) <= len(failed) + 2, lines  # and one about metrics, perhaps
     # Once there is room, the same command ends as a run that nothing happened to.
     again = restricted(recipe, small_disk / "run", "import os, sys\n", *options)
     assert again.returncode == 1 and "Traceback" not in again.stderr
