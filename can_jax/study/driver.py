@@ -18,8 +18,7 @@ from can_jax.evaluate.reports.results import write_results
 from can_jax.monitoring.console import duration, plain_console
 from can_jax.monitoring.figures import figures_by_step
 from can_jax.monitoring.jsonl import read_metrics
-from can_jax.objectives import OBJECTIVES
-from can_jax.study.measures import Result
+from can_jax.study.measures import CURVES, Result
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, same_settings, settings_of
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.pretrain import pretrain
@@ -27,13 +26,6 @@ from can_jax.train.start import make_directory
 from can_jax.utils.files import replace_text
 
 WAIT_SECONDS = 10.0  # The interval at which to poll runs that other processes train.
-# The metrics of `metrics.jsonl` that a run's curves retain.
-CURVES = (
-    "step", "epoch", "loss/total", *(f"loss/{name}" for name in OBJECTIVES), "embedding/std",
-    "embedding/effective_rank", "contrastive/top1", "denoising/explained", "denoising/linear_bound",
-    "grad_norm", "probe/knn", "probe/knn_pixels", "probe/effective_rank", "probe/uniformity",
-    "probe/tolerance", "probe/dead_dimensions",
-)  # fmt: skip
 
 
 def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float | None]]:
@@ -216,7 +208,8 @@ class Driver:
                     (self.results / f"{run.name}-{name}").write_bytes(content)
                 text = json.dumps(result, indent=1) + "\n"
                 replace_text(self.results / f"{run.name}.json", text)
-                scores = (f"{m.title} {m.format(m.of(result))}" for m in self.plan.measures)
+                measures = (m for m in self.plan.measures if m.values([result]))
+                scores = (f"{m.title} {m.spread([result])}" for m in measures)
                 self._say(f"{run.name}: {', '.join(scores)}; {self._remaining()}")
         except InUse:
             return False

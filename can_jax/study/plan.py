@@ -83,12 +83,14 @@ class Plan:
     """The arms of a study in their order, and the configurations of their runs.
 
     Args:
-        study: The configuration of a study, such as those in `configs/study`.
+        study: The configuration of a study, such as those in `configs/study`. Optional keys are
+            ``logged`` and ``headline``, see `measures_of`.
 
     Raises:
         UserError: An arm is invalid, the reference is not an arm, or the recipe has no kNN probe.
             An arm whose ``like`` names no preceding arm is invalid. The evaluation protocol has no
-            metrics to compare, or no accuracy by which to select one of several learning rates.
+            metrics to compare, or no accuracy by which to select one of several learning rates. A
+            metric to compare does not exist.
     """
 
     def __init__(self, study: ConfigDict):
@@ -96,7 +98,9 @@ class Plan:
         refuse("learning_rates", study.learning_rates, RATES)
         self.learning_rates: tuple[float, ...] = tuple(study.learning_rates)
         self.evaluation = resolve_evaluation(study.evaluation)
-        self.measures = measures_of(self.evaluation.protocol)
+        self.measures = measures_of(
+            self.evaluation.protocol, dict(study.get("logged", {})), study.get("headline")
+        )
         if len(self.learning_rates) > 1 and self.evaluation.protocol != TUNING:
             raise UserError(
                 f"config.learning_rates={self.learning_rates}: the evaluation protocol "

@@ -72,7 +72,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
 
 
 def bars(
-    arms: list[tuple[str, list[Result]]],
+    arms: dict[str, list[Result]],
     reference: list[Result],
     measure: Measure,
     path: epath.Path,
@@ -81,23 +81,24 @@ def bars(
     reference arm.
 
     Args:
-        arms: The name and the results of each arm to plot.
+        arms: The results of the arms to plot, by name. Arms without the metric are omitted.
         reference: The results of the reference arm.
         measure: The metric to compare.
         path: The path of the SVG file to write.
     """
-    base = [measure.of(result) for result in reference]
+    base = measure.values(reference)
     mean = statistics.mean(base)
-    gains = [measure.mean(results) - mean for _, results in arms]
+    values = {name: measure.values(results) for name, results in arms.items()}
+    gains = {name: statistics.mean(own) - mean for name, own in values.items() if own}
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(7, 0.9 + 0.24 * len(arms)))
+        figure = Figure(figsize=(7, 0.9 + 0.24 * len(gains)))
         axis = figure.subplots()
         axis.axvspan(min(base) - mean, max(base) - mean, color="#dee2e6", lw=0)
         axis.barh(
-            range(len(arms)), gains, height=0.6,
-            color=[COLORS[4] if gain > 0 else COLORS[2] for gain in gains],
+            range(len(gains)), list(gains.values()), height=0.6,
+            color=[COLORS[4] if gain > 0 else COLORS[2] for gain in gains.values()],
         )  # fmt: skip
-        axis.set_yticks(range(len(arms)), [name for name, _ in arms])
+        axis.set_yticks(range(len(gains)), list(gains))
         axis.invert_yaxis()
         axis.set_xlabel(
             f"gain in {measure.title} over the reference arm (shaded: range of its seeds)"

@@ -7,7 +7,7 @@ from etils import epath
 
 from can_jax.evaluate.reports.markdown import code, fill, link, table
 from can_jax.study.driver import Driver
-from can_jax.study.measures import KNN, Result
+from can_jax.study.measures import Result
 from can_jax.study.plan import Arm
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_bytes, replace_text
@@ -26,7 +26,8 @@ class Report:
             name of ``page`` without suffix.
 
     Raises:
-        UserError: The reference arm of the study has no result at its best learning rate.
+        UserError: The reference arm of the study has no result at its best learning rate, or its
+            results lack the most important metric.
     """
 
     def __init__(self, driver: Driver, page: epath.Path):
@@ -38,6 +39,12 @@ class Report:
             raise UserError(
                 f"{driver.results} lacks results of the arm {self._plan.reference!r} for at least "
                 "one learning rate: run the study first"
+            )
+        headline = self._plan.measures[0]
+        if not headline.values(self._reference):
+            raise UserError(
+                f"config.headline={headline.title!r}: the results of the reference arm "
+                f"{self._plan.reference!r} lack this metric; choose another one"
             )
 
     def write(self) -> None:
@@ -106,7 +113,7 @@ class Report:
         ]
 
     def _methods(self) -> str:
-        measures = (*self._plan.measures, KNN)
+        measures = self._plan.measures
         titles = (measure.title for measure in measures)
         head = ["method", "seeds", *titles, "steps", "MFLOP per image and step", "total TFLOP"]
         rows = []
@@ -161,20 +168,16 @@ class Report:
             return ""
         from can_jax.study import plots
 
-        changed = [(arm.name, self._results[arm.name]) for arm in choices]
-        first, *others = (*self._plan.measures, KNN)
+        first, *others = self._plan.measures
+        changed = {arm.name: self._results[arm.name] for arm in choices}
         plots.bars(changed, self._reference, first, self._folder / "choices.svg")
-
-        def row(group: str, name: str, results: list[Result], gain: str) -> list[str]:
-            rest = [measure.spread(results) for measure in others]
-            return [group, name, first.spread(results), gain, *rest]
-
-        base = first.mean(self._reference)
-        rows = [row("", self._plan.reference, self._reference, "")]
+        rows = [["", self._plan.reference, first.spread(self._reference), ""]]
         for arm in choices:
-            results = self._results[arm.name]
-            gain = first.format(first.mean(results) - base, sign="+")
-            rows.append(row(arm.group, arm.name, results, gain))
+            results = changed[arm.name]
+            gain = first.gain(results, self._reference)
+            rows.append([arm.group, arm.name, first.spread(results), gain])
+        for row, results in zip(rows, (self._reference, *changed.values()), strict=True):
+            row += [measure.spread(results) for measure in others]
         titles = (measure.title for measure in others)
         head = ["choice", "", first.title, "gain over the reference", *titles]
         return f"{table(rows, head, right=True)}\n\n![Choices]({self._folder.name}/choices.svg)"

@@ -17,7 +17,6 @@ from can_jax.config.baselines import METHODS
 from can_jax.evaluate.config import default_evaluation
 from can_jax.study.cells import CELLS, WHITENED
 
-WIDEST = 512
 WIDTHS = ("model.projector.hidden", "model.projector.outputs", "objective.dense.hidden")
 KOLEO = METHODS["can_koleo"]
 REPEATED = {"can": {}, "simclr": METHODS["simclr"], "mae": CELLS["mae"], "can_koleo": KOLEO}
@@ -39,7 +38,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
 
 
 def narrowed(changes: dict) -> dict:  # heads that suit an encoder of width 96
-    return changes | {key: min(changes[key], WIDEST) for key in WIDTHS if key in changes}
+    return changes | {key: min(changes[key], 512) for key in WIDTHS if key in changes}
 
 
 def get_config() -> ConfigDict:
@@ -76,5 +75,6 @@ def get_config() -> ConfigDict:
         {"name": name, "group": "objectives", "tuned": True, "changes": narrowed(METHODS[name])}
         for name in OBJECTIVES
     ]
-    study = {"name": "cifar10", "reference": "can", "learning_rates": (2e-3,)}
+    study = {"name": "cifar10", "reference": "can", "learning_rates": (2e-3,),
+             "logged": {"noise explained": "denoising/explained"}}  # fmt: skip
     return ConfigDict(study | {"recipe": recipe, "evaluation": evaluation, "arms": tuple(arms)})

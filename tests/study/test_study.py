@@ -147,6 +147,49 @@ def test_report_compares_the_metrics_of_the_protocol(tmp_path):
     assert "Learning rates" not in page
 
 
+LOGGED = {"explained": "denoising/explained", "gradient": "grad_norm"}
+
+
+def test_report_compares_metrics_that_training_logs(tmp_path):
+    arms = small_study().arms[:2]
+    plan = Plan(small_study(logged=LOGGED, headline="explained", arms=arms))
+    driver = Driver(plan, epath.Path(tmp_path), epath.Path(tmp_path))
+    logged = {
+        "CAN": [{"step": step, "denoising/explained": step / 1000} for step in (80, 90, 100)],
+        "mask ratio 0.75": [{"step": 100, "denoising/explained": None, "grad_norm": 2.0}],
+    }
+    for name, points in logged.items():
+        run = driver.chosen(plan.arms[name])
+        result = {
+            "seed": 0, "steps": 100, "flops_per_image": 1, "metrics": {"linear/top1": 50.0},
+            "examples": {"train": 32, "test": 16}, "config": settings_of(run.config),
+            "curves": [*points, {"step": 100, "probe/knn": 12.0}],
+            "environment": {"commit": None, "processor": ""},
+        }  # fmt: skip
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(result))
+    Report(driver, epath.Path(tmp_path / "page.md")).write()
+    page = (tmp_path / "page.md").read_text()
+    assert "| method | seeds | explained | linear top-1 (%) | kNN (%) | gradient |" in page
+    # The mean over the last tenth of the steps, and nothing where nothing finite was logged.
+    assert "|  | CAN | 0.095 |  | 50.0 | 12.0 |  |" in page
+    assert "| mask | mask ratio 0.75 |  |  | 50.0 | 12.0 | 2.000 |" in page
+    lacking = Plan(small_study(logged=LOGGED, headline="gradient", arms=arms))
+    with pytest.raises(UserError, match="headline='gradient': the results of .* 'CAN' lack"):
+        Report(Driver(lacking, driver.workdir, driver.results), epath.Path(tmp_path / "page.md"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logged": {"speed": "images_per_second"}}, "do not store 'images_per_second'; choose fr"),
+        ({"headline": "explained"}, "headline='explained': choose from linear top-1"),
+    ],
+)
+def test_metrics_that_a_study_cannot_compare(changes, message):
+    with pytest.raises(UserError, match=message):
+        Plan(small_study(**changes))
+
+
 def test_curves_of_a_run_that_skipped_an_update():
     logged = [{"step": 2, "loss/total": 1.2345678, "grad_norm": None}, {"step": 2, "probe/knn": 9}]
     assert curves_of(logged) == [
