@@ -56,7 +56,7 @@ class MLflow(Tracker):
         self._workdir = workdir
         self._client: Any = None
         self._run = ""
-        self._last: dict[str, int] = {}  # the last step of each metric
+        self._present: set[tuple[str, int]] = set()  # the metrics and steps that MLflow holds
         self._figures: set[tuple[str, int]] = set()
         self._parameters: set[str] = set()
         self._outcome: Outcome = "finished"
@@ -82,7 +82,7 @@ class MLflow(Tracker):
             self._parameters = set(data.params)
             for metric in data.metrics:
                 history = client.get_metric_history(self._run, metric)
-                self._last[metric] = max(point.step for point in history)
+                self._present |= {(metric, point.step) for point in history}
             # log_image names a file by key, step and time.
             for file in client.list_artifacts(self._run, "images"):
                 if match := re.search(r"([^/]+?)[%+]step[%+](\d+)[%+]", file.path):
@@ -118,16 +118,16 @@ class MLflow(Tracker):
         self._client.log_dict(self._run, facts, "environment.json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Send the metrics of a step. Metrics that MLflow already holds for this or a later step
-        are skipped."""
+        """Send the metrics of a step. Metrics that MLflow already holds for this step are skipped,
+        so a replay fills the gaps that failed requests left."""
         from mlflow.entities import Metric
 
         moment = int(1000 * time.time())
-        new = {key: v for key, v in values.items() if step > self._last.get(key, -1)}
+        new = {key: v for key, v in values.items() if (key, step) not in self._present}
         if new:
             batch = [Metric(key, value, moment, step) for key, value in new.items()]
             self._client.log_batch(self._run, metrics=batch, synchronous=True)
-            self._last |= dict.fromkeys(new, step)
+            self._present |= {(key, step) for key in new}
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Send a figure, unless MLflow already holds it."""

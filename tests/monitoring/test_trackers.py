@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from can_jax.monitoring import mlflow as mlflow_tracker
 from can_jax.monitoring import wandb as wandb_tracker
 from can_jax.monitoring.trackers import check_trackers, run_id
 from can_jax.utils.errors import UserError
@@ -172,6 +173,24 @@ def test_mlflow_has_one_complete_run(resumed, server):
                   for path in pngs) == [4, 8, 10]  # fmt: skip
     tables = {file.path for file in client.list_artifacts(run.info.run_id, "tables")}
     assert {"tables/Parameters.csv", "tables/Run.csv", "tables/Finished.csv"} <= tables
+
+
+@pytest.mark.trackers
+@CLIENT["mlflow"]
+def test_replay_fills_a_gap_in_mlflow_and_repeats_nothing(server, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gap")
+    for steps in ((1, 3), (1, 2, 3, 4)):  # The first start failed to send step 2.
+        tracker = mlflow_tracker.MLflow(epath.Path(tmp_path))
+        tracker.start(0)
+        for step in steps:
+            tracker.metrics(step, {"loss/total": float(step)})
+    client = MlflowClient(server)
+    (run,) = client.search_runs([client.get_experiment_by_name("gap").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert sorted((point.step, point.value) for point in history) == [(n, n) for n in range(1, 5)]
 
 
 @pytest.mark.trackers
