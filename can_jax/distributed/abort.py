@@ -132,13 +132,16 @@ def _stderr() -> int:
 
 
 def _prove_alive() -> None:
-    """Keep resetting a C timer, which ends this process once Python has not run for `DEAD_SECONDS`.
+    """Keep resetting two timers, which end this process once Python has not run for `DEAD_SECONDS`.
 
-    The SIGABRT handler of `abort_on_sigabrt` cannot run while a C thread holds the GIL, but the
-    timer can expire.
+    The SIGABRT handler of `abort_on_sigabrt` cannot run while a C thread holds the GIL. The first
+    timer, in C, then prints the stacks. The second one ends the process by SIGALRM, even if the
+    stacks cannot be written: its default action needs no interpreter. `launch/processes.sh`
+    restarts a job after a signal, but not after the exit code 1 of `faulthandler`.
     """
     while True:
-        faulthandler.dump_traceback_later(DEAD_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(DEAD_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, DEAD_SECONDS + WRITE_SECONDS)
         time.sleep(DEAD_SECONDS / 10)
 
 

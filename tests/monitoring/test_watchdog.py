@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -127,6 +128,27 @@ def test_stacks_are_printed_while_c_code_holds_the_interpreter():
     assert done.returncode == 0 and done.stdout == "moves\n"
     assert done.stderr.startswith("Timeout") and "in holds_the_interpreter" in done.stderr
     assert "no progress" not in done.stderr  # time in which Python did not run does not count
+
+
+def test_process_of_a_job_whose_interpreter_is_held_is_killed_after_its_stacks():
+    program = """
+import ctypes, time
+from can_jax.distributed import abort
+
+abort.DEAD_SECONDS, abort.WRITE_SECONDS = 1.0, 0.5
+abort.abort_on_sigabrt("lost")
+
+def holds_the_interpreter():
+    ctypes.PyDLL(None).sleep(30)
+
+time.sleep(2)  # Python runs, so nothing happens
+print("alive", flush=True)
+holds_the_interpreter()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=25)
+    assert done.returncode == -signal.SIGALRM and done.stdout == "alive\n"
+    assert "in holds_the_interpreter" in done.stderr
 
 
 def test_timer_in_c_ends_with_the_watchdog():
