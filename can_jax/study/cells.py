@@ -22,6 +22,7 @@ WITHOUT_NOISE = {
     "objective.denoising.weight": 0.0,
     "model.decoder.zero_output": False,
 }
+COMBINED = METHODS["can_koleo"] | WITHOUT_NOISE | WHITENED
 
 CELLS: dict[str, dict[str, Any]] = {
     "can_literal": PAPER_NOISE,
@@ -42,4 +43,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "can_mended_sigma_1_whitened": MENDED | WHITENED | {"noise.sigma_max": 1.0},
     "can_mended_sigma_1": MENDED | {"noise.sigma_max": 1.0},
     "can_mended_sigma_03": MENDED | {"noise.sigma_max": 0.3},
+    # Combinations of what raises the accuracy of CAN in short runs.
+    "can_koleo_without_noise_whitened": COMBINED,
+    "can_koleo_without_noise_whitened_mask_025": COMBINED | {"model.mask_ratio": 0.25},
 }

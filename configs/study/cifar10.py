@@ -26,7 +26,7 @@ OBJECTIVES = ("dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_t
 NOISE = ("can_literal", "can_without_noise_whitened", *(name for name in CELLS if "sigma" in name))
 VARIANTS: dict[str, dict[str, dict]] = {
     "noise": {name: CELLS[name] for name in NOISE},
-    "KoLeo": {"can_koleo_without_noise_whitened": KOLEO | CELLS["can_without_noise_whitened"]},
+    "KoLeo": {name: CELLS[name] for name in CELLS if "koleo" in name},
     "mask": {f"mask ratio {ratio}": {"model.mask_ratio": ratio} for ratio in (0.25, 0.75)},
     "contrastive loss": {
         "weight 0.3": {"objective.contrastive.weight": 0.3},
