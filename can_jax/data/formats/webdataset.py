@@ -28,6 +28,7 @@ ROLES = frozenset(
     preview small large lowres hires lr hr before after front back query
     """.split()  # noqa: SIM905
 )
+WORD = re.compile(r"[^\W\d_]+")
 Unused = collections.Counter[str]  # the number of unused members of each kind
 SECOND, LINKS = "extra images of the same example", "links whose target is not a file in the tar"
 SPARSE, SPECIAL = "sparse members", "members that are not regular files"
@@ -142,7 +143,7 @@ def examples_of_tar(
             if (image := take(member)) is not None:
                 group.add_image(name, image)
         else:
-            unused[SECOND] += 1
+            count_named(unused, SECOND, shown(name))
         yield from group.overflow()
     yield from group.close()
 
@@ -156,28 +157,50 @@ class _Group:
         self._images: collections.deque[tuple[str, Any]] = collections.deque()
         self._bytes = 0
         self._given: dict[str, int] = {}  # labels of the images that `overflow` yielded
-        self._stems: dict[str, None] = {}
+        self._stems: dict[str, str] = {}  # name by stem
         self._labels: dict[str, int] = {}
         self._unused = unused
 
     def takes(self, name: str) -> bool:
         """Return whether an image is a new example, and if so, record its name. An image that
-        accompanies an earlier image, such as a mask, is not a new example."""
+        accompanies another image of the group, such as a mask, is not an example; if it was stored
+        first, it is dropped."""
         stem = posixpath.splitext(name)[0]
-        if stem in self._stems or (self._stems and self._accompanies(stem)):
+        if stem in self._stems:
             return False
-        self._stems[stem] = None
+        if self._follows_its_companions(stem):
+            for companion in self._stems.values():
+                count_named(self._unused, SECOND, shown(companion))
+            self._stems.clear()
+            self._images.clear()
+            self._bytes = 0
+        elif self._stems and self._accompanies(stem):
+            return False
+        self._stems[stem] = name
         return True
+
+    def _middle(self, stem: str) -> str:
+        """Return the part of a name between the key and the suffix."""
+        return stem[len(self.key) + 1 :]
+
+    def _follows_its_companions(self, stem: str) -> bool:
+        """Return whether all earlier images of the group, such as masks, accompany an image."""
+        middle, earlier = self._middle(stem), [self._middle(other) for other in self._stems]
+        if not earlier or self._given or middle.lower() in ROLES:
+            return False
+        if not middle:
+            return all(map(WORD.fullmatch, earlier))
+        return all(word.lower() in ROLES for word in earlier)
 
     def _accompanies(self, stem: str) -> bool:
         """Return whether an image, such as a mask, accompanies an earlier image of the group."""
-        middle = stem[len(self.key) + 1 :]
+        middle = self._middle(stem)
         if middle.lower() in ROLES:
             return True
         if self.key in self._stems:  # `0001.jpg` is there, so `0001.other.jpg` belongs to it
-            return re.fullmatch(r"[^\W\d_]+", middle) is not None
-        first = next(iter(self._stems))[len(self.key) + 1 :]
-        return not middle and re.fullmatch(r"[^\W\d_]+", first) is not None
+            return WORD.fullmatch(middle) is not None
+        first = self._middle(next(iter(self._stems)))
+        return not middle and WORD.fullmatch(first) is not None
 
     def add_label(self, name: str, content: bytes) -> None:
         """Record the label that a `.cls` member contains; -1 if the content is not an int32."""
@@ -185,20 +208,14 @@ class _Group:
         match = re.fullmatch(pattern, content) if len(content) < LABEL else None
         label = int(match[1]) if match else -1
         if not match:
-            self._count_no_integer(name, content)
+            text = content[:20].decode(errors="backslashreplace")
+            count_named(self._unused, NO_INTEGER, f"{text!r} in {shown(name)}")
         elif not is_label(label):
             self._unused[BEYOND] += 1
             label = -1
         stem = posixpath.splitext(name)[0]
         self._labels.pop(stem, None)
         self._labels[stem] = label
-
-    def _count_no_integer(self, name: str, content: bytes) -> None:
-        """Count a label that is not an integer. All labels that are not integers count as one kind,
-        and the name of this kind quotes the first such label."""
-        kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
-        text = content[:20].decode(errors="backslashreplace")
-        self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
 
     def add_image(self, name: str, image: Any) -> None:
         """Record an example, given the value that ``take`` returned for its image; see
@@ -243,6 +260,12 @@ class _Group:
                 del self._unused[kind]
 
 
+def count_named(unused: Unused, kind: str, member: str) -> None:
+    """Count a member of a kind whose name quotes the first such member."""
+    known = next((other for other in unused if base_kind(other) == kind), None)
+    unused[known or f"{kind}{SUCH_AS}{member}"] += 1
+
+
 def _kind(name: str) -> str:
     """Return the lower-case suffix of a member's name, by which unused members are counted."""
     return posixpath.splitext(name)[1].lower() or "without a suffix"
@@ -260,7 +283,7 @@ def list_unused(unused: Unused) -> str:
 
 
 def base_kind(kind: str) -> str:
-    """Return the name of a kind of unused members without the label that may follow `SUCH_AS`."""
+    """Return the name of a kind of unused members without the member that may follow `SUCH_AS`."""
     return kind.split(SUCH_AS)[0]
 
 
