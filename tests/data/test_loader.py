@@ -267,6 +267,7 @@ def test_too_many_broken_files_stop_the_run(folder):
         batches(on_folder(folder, data__skip_limit=0.01), total=8)
     _, loader = batches(on_folder(folder, data__skip_limit=1.0), total=4)
     assert loader.skipped > 4
+    assert loader.tried == loader.seen + loader.skipped  # each skipped image has a substitute
 
 
 ENDS = """
@@ -307,13 +308,13 @@ def test_counts_are_kept_when_a_run_goes_on():
 
 
 def test_share_is_judged_with_its_uncertainty():
-    check_share(skipped=4, seen=8, limit=0.01)
-    check_share(skipped=100, seen=10_000, limit=0.01)
-    check_share(skipped=110, seen=10_000, limit=0.01)
+    check_share(skipped=4, tried=8, limit=0.01)
+    check_share(skipped=100, tried=10_000, limit=0.01)
+    check_share(skipped=110, tried=10_000, limit=0.01)
     with pytest.raises(UserError, match="130 of the first 10000"):
-        check_share(skipped=130, seen=10_000, limit=0.01)
+        check_share(skipped=130, tried=10_000, limit=0.01)
     with pytest.raises(UserError):
-        check_share(skipped=5, seen=32, limit=0.01)
+        check_share(skipped=5, tried=32, limit=0.01)
 
 
 def test_odd_formats_are_cut_like_all_others(folder):

@@ -169,8 +169,13 @@ class Loader(Iterator[Batch]):
         self._ahead.append(self._thread.submit(self._load))
         self.seen += len(host["position"])
         self.account(host)
-        check_share(self.skipped, self.seen, self._skip_limit)
+        check_share(self.skipped, self.tried, self._skip_limit)
         return batch
+
+    @property
+    def tried(self) -> int:
+        """The number of images that this process has tried to decode."""
+        return self.seen
 
     @property
     def state(self) -> States:
@@ -229,6 +234,12 @@ class TrainingLoader(Loader):
         super().__init__(dataset, share, config.data.skip_limit, states, contents)
         self._named: set[int] = set()
 
+    @property
+    def tried(self) -> int:
+        """The number of images that this process has tried to decode. Another image is tried for
+        each one that is skipped."""
+        return self.seen + self.skipped
+
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Count the images that this process skipped in a batch, and log their names.
 
@@ -283,7 +294,7 @@ class TrainingLoader(Loader):
         return reason or f"not to {data.channels} channels"
 
 
-def check_share(skipped: int, seen: int, limit: float) -> None:
+def check_share(skipped: int, tried: int, limit: float) -> None:
     """Check that the fraction of undecodable images is not significantly above a limit.
 
     The check allows two standard deviations of a Poisson count, so that a few early failures do not
@@ -291,14 +302,14 @@ def check_share(skipped: int, seen: int, limit: float) -> None:
 
     Args:
         skipped: The number of undecodable images.
-        seen: The number of images loaded so far, with or without success.
+        tried: The number of images that were tried so far, with or without success.
         limit: The allowed fraction of undecodable images, from 0 to 1.
 
     Raises:
         UserError: The fraction of undecodable images is significantly above ``limit``.
     """
-    if skipped - 2 * math.sqrt(skipped) > limit * seen:
+    if skipped - 2 * math.sqrt(skipped) > limit * tried:
         raise UserError(
-            f"{skipped} of the first {seen} images cannot be decoded, a larger fraction than "
+            f"{skipped} of the first {tried} images cannot be decoded, a larger fraction than "
             f"config.data.skip_limit={limit}; the log names the images"
         )
