@@ -19,7 +19,7 @@ from can_jax.data.sources.registry import (
 )
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Whole
-from tests.data.samples import encode
+from tests.data.samples import encode, write_tfrecord
 from tests.helpers.configs import small_config
 
 
@@ -81,6 +81,18 @@ def test_pixels_are_compared_with_those_of_arrays():
     assert copies(listed, rows, listed, rows) == (4, 4)
 
 
+def test_copies_in_records_are_found_whatever_else_the_records_hold(tmp_path):
+    """The number of bytes of a record is not that of its image."""
+    encoded = [encode(image) for image in pictures(6)]
+    write_tfrecord(tmp_path / "train-0.tfrecord", encoded[:4])
+    write_tfrecord(tmp_path / "test-0.tfrecord", encoded[2:], labels=[1] * 4)
+    data = resolve(small_config(data__source="tfrecord", data__path=str(tmp_path))).data
+    train, test = (open_source(data, split) for split in ("train", "test"))
+    rows = np.arange(4)
+    assert copies(train, rows, test, rows) == (2, 4)
+    assert copies(Listed(pictures(6)[:4], range(4)), rows, test, rows) == (0, 0)  # sizes unknown
+
+
 def test_selection_and_mixture_take_any_source():
     listed = Listed(pictures(4), range(4))
     some = listed.selection(np.array([3, 1]), np.array([1, 0], np.int32), ("a", "b"))
@@ -137,6 +149,15 @@ def test_options_of_a_source_have_defaults(registered):
     config.data.update(source="mixture", mixture=(part,), options=())
     ((block, _),) = parts_of_mixture(resolve(config).data)
     assert options_of(block) == {"stride": 4}
+
+
+def test_parts_of_a_mixture_share_the_caches_of_the_whole():
+    parts = ({"path": "/a"}, {"path": "/b", "cache_gb": 5.0}, {"path": "/c"})
+    caches = {"data__cache_gb": 3.0, "data__disk_cache": "/d", "data__disk_cache_gb": 90.0}
+    config = small_config(data__source="mixture", data__mixture=parts, **caches)
+    blocks = [block for block, _ in parts_of_mixture(resolve(config).data)]
+    assert [block.cache_gb for block in blocks] == [1.5, 5.0, 1.5]
+    assert [block.disk_cache_gb for block in blocks] == [30.0, 30.0, 30.0]
 
 
 def test_source_without_a_registration_is_refused():

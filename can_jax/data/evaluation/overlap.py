@@ -22,7 +22,7 @@ def copies(
 
     Files are duplicates if their bytes are equal. If the indexes of both splits hold content
     digests, all examples are compared. Without content digests, a sample of the test files is
-    compared with up to `CANDIDATES` training files of the same size in bytes.
+    compared with up to `CANDIDATES` training files of the same size in bytes, or of unknown size.
 
     If one of the splits is an in-memory array, a sample of the images is compared by pixels instead
     of file content. If both splits read the same files, examples with equal indices are duplicates
@@ -94,7 +94,8 @@ def _copied_files(
     sizes, wanted = train.byte_sizes(train_examples), test.byte_sizes(sample)
     if sizes is None or wanted is None:
         return none, none
-    candidates = train_examples[np.isin(sizes, wanted)]
+    possible = np.isin(sizes, wanted) | (sizes < 0) | (wanted < 0).any()
+    candidates = train_examples[possible]
     candidates = candidates[spread(len(candidates), CANDIDATES)]
     train_digests = {digest_of_bytes(image) for image in train.read(candidates)[0] if image}
     same = [digest_of_bytes(image) in train_digests for image in test.read(sample)[0]]

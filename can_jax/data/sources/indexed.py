@@ -76,7 +76,7 @@ class IndexedSource(Source):
             limit: The approximate maximum size of the cache in bytes.
         """
         every = np.arange(0, self.examples, max(1, self.examples // SIZED))
-        sizes = self.byte_sizes(every)
+        sizes = self._sizes(every)
         known = sizes[sizes >= 0] if sizes is not None else np.zeros(0)
         mean = float(known.mean()) if len(known) else USUAL
         version = f"{self._place} {self.fingerprint()}"
@@ -94,11 +94,18 @@ class IndexedSource(Source):
         return self.table.digest
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
-        """Return the size of each example in bytes, -1 if unknown.
+        """Return the size of each encoded image in bytes; -1 if unknown, as in records, which have
+        further features.
 
         The result is None if finding the sizes requires requests to an object store, or system
         calls for more than `STATED` files.
         """
+        if self._parse is None:
+            return self._sizes(examples)
+        return None if self._remote else np.full(len(examples), -1)
+
+    def _sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
+        """Return the size of each stored file or record in bytes, as `byte_sizes` does."""
         table, length = self.table, np.asarray(self.table.length[examples])
         if (length >= 0).all():
             return length

@@ -234,12 +234,17 @@ def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
 
     The config block of a part is that of the mixture, updated with the settings of the part. The
     source of a part is `folder` by default; `split`, `index` and `options` are not taken from the
-    mixture. A ``split`` in the settings of a part replaces the requested split.
+    mixture. A ``split`` in the settings of a part replaces the requested split. The size of a cache
+    is divided equally among the parts that do not set it themselves.
     """
     parts = []
+    sizes = {
+        key: data[key] / max(1, sum(key not in part for part in data.mixture))
+        for key in ("cache_gb", "disk_cache_gb")
+    }
     defaults = {"source": "folder", "split": None, "mixture": (), "index": None, "options": ()}
     for changes in data.mixture:
-        block = ConfigDict(data.to_dict() | defaults)
+        block = ConfigDict(data.to_dict() | defaults | sizes)
         block.update({key: value for key, value in changes.items() if key != "weight"})
         parts.append((block, float(changes.get("weight", 1.0))))
     return parts
