@@ -277,6 +277,8 @@ def test_second_spelling_of_a_split_is_named(tmp_path, caplog):
     put(tmp_path, "in/train/a/0.png")
     assert images(tmp_path / "in", "train") == ["train/a/0.png"]
     assert "left out: training; " in caplog.text and "left out: Train, training; " in caplog.text
+    caplog.clear()  # Of a pattern, all files that name no other split are used.
+    assert len(shards(tmp_path / "*-0.tar", "train", tmp_path)) == 2 and not caplog.text
 
 
 def test_arrays_that_name_two_splits(tmp_path):

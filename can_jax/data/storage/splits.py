@@ -157,12 +157,13 @@ def choose_files(
     if requested not in SPELLINGS:  # a name of the user's own, such as `minival`
         own_word = re.compile(rf"(?<![^\W\d_]){re.escape(requested)}(?![^\W\d_])")
         splits |= {name: requested for name in names if own_word.search(name.lower())}
-    own = _of_one_spelling(path, [name for name in names if splits[name] == requested], split)
     undivided = [name for name in names if splits[name] is None]
-    chosen = own
     if requested == "train" and listed:
         chosen = [name for name in names if splits[name] in (None, "train")] or list(names)
-    elif not own:
+    else:
+        own = [name for name in names if splits[name] == requested]
+        chosen = _of_one_spelling(path, own, split)
+    if not chosen:
         whole = _holds_only(path, requested, splits.values(), listed=listed)
         chosen = undivided if requested == "train" or whole else []
     if not chosen:
