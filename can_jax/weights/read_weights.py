@@ -145,7 +145,8 @@ def _with_gelu(weights: Weights, given: str | None) -> Weights:
         )
     if stated or given is None:
         return weights
-    options = options | ({"gelu": given} if given != PLAIN.gelu else {})
+    others = {name: option for name, option in options.items() if name != "gelu"}
+    options = others | ({"gelu": given} if given != PLAIN.gelu else {})
     return weights._replace(facts=weights.facts | {"options": options, "gelu": FORMS[given]})
 
 

@@ -281,6 +281,9 @@ def test_big_vision_tells_heads_by_its_shapes_and_differs_in_gelu(tmp_path):
     found = opened(tmp_path / "a.npz", mean=HALF, std=HALF)
     assert found.facts["heads"] == 3 and found.facts["image_size"] == [16, 16]
     assert found.facts["options"] == {"gelu": "tanh"} and not found.warnings
+    for gelu, options in (("exact", {}), ("quick", {"gelu": "quick"})):  # as the caller states
+        stated = opened(tmp_path / "a.npz", mean=HALF, std=HALF, gelu=gelu)
+        assert stated.facts["options"] == options
 
 
 @pytest.mark.parametrize("layout", ["mae", "huggingface", "big_vision"])
