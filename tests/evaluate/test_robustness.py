@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -201,6 +202,18 @@ def test_labels_without_a_class_of_the_classifier_give_a_warning(places, opened,
     assert (found.examples["real"], found.examples["real_judged"]) == (3, 0)
     assert "real/top1" not in found.metrics
     assert any(line.startswith("real/top1 is omitted") for line in found.warnings)
+
+
+def test_folder_of_a_shift_that_has_splits_is_refused(places, opened, tmp_path):
+    """Its training images would be evaluated, or a split be missing that no setting names."""
+    whole = samples.imagenet(tmp_path / "whole", train=1, val=1)
+    shifts = ({"kind": "classes", "name": "other", "path": str(whole)},)
+    with pytest.raises(UserError, match="whole has folders of splits: train, val; give the path"):
+        measured(places, opened, shifts)
+    shutil.rmtree(whole / "train")
+    (whole / "val").rename(whole / "test")
+    with pytest.raises(UserError, match="whole has folders of splits: test; give the path"):
+        measured(places, opened, shifts)
 
 
 def test_missing_classes_are_no_choice(places, opened, tmp_path):

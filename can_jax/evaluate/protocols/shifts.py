@@ -17,6 +17,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,10 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.pairs import Part, open_own, open_part
+from can_jax.data.sources.folder import place_of_splits
 from can_jax.data.sources.labels import Classes, Numbering
 from can_jax.data.sources.registry import open_source
+from can_jax.data.storage.splits import shown, some
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext, EvalResults
@@ -83,7 +86,17 @@ def open_shift(
 
 
 def folder_of(context: EvalContext, path: str) -> ConfigDict:
-    """Return the ``data`` block of the evaluation, with a folder of images as the data source."""
+    """Return the ``data`` block of the evaluation, with a folder of images as the data source.
+
+    Raises:
+        UserError: The folder contains folders of splits; the test set of a shift is one folder.
+    """
+    parent, splits = place_of_splits(path)
+    if names := sorted(itertools.chain(*splits.values())):
+        raise UserError(
+            f"config.robustness.shifts: {shown(parent)} has folders of splits: {some(names)}; give "
+            "the path of one of them"
+        )
     data = ConfigDict(context.data.to_dict())
     with data.ignore_type():
         data.update(source="folder", path=path, index=None, labels=None)
