@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import normalize, to_float
 from can_jax.checkpoint.run_directory import find_checkpoint, newest_state, read_run
 from can_jax.config.resolve import default_config, resolve_encoder
+from can_jax.distributed.mesh import replicated
 from can_jax.distributed.sharding_rules import named_leaves, shardings
 from can_jax.models.backbones import (
     describe,
@@ -168,12 +169,14 @@ def open_encoder(
     mapped = from_run and embedding_kind(run) != "linear"
     if from_run and (mapped or not untrained):
         # Only the encoder is read; neither heads nor optimizer moments are built.
-        shapes: Any = jax.tree.map(_abstract, expected, targets)
+        # Each process reads all values, to hash and fold them, even if the mesh shards them.
+        whole = replicated(mesh)
+        shapes: Any = jax.tree.map(lambda leaf: _abstract(leaf, whole), expected)
         averaged = run.optimizer.ema_decay > 0 and overrides.average
         template = {"optimizer": {"average": shapes}} if averaged else {"parameters": shapes}
         if mapped:
             fixed = nnx.to_pure_dict(nnx.state(encoder_network(run), nnx.BatchStat))
-            template["batch_stats"] = jax.tree.map(_abstract, fixed, shardings(fixed, mesh))
+            template["batch_stats"] = jax.tree.map(lambda leaf: _abstract(leaf, whole), fixed)
         step, state = newest_state(path, template, step=step, partial=True)
         parameters = state["optimizer"]["average"] if averaged else state["parameters"]
         statistics = state.get("batch_stats", {})

@@ -191,6 +191,7 @@ def test_health_looks_at_examples_spread_over_the_classes(places, tmp_path):
     """The test split is sorted by class, five images each; three are looked at."""
     run, data = places
     config, out = recipe("health", data, health__examples=3), epath.Path(tmp_path / "out")
+    config.batch_size = 15  # which the eight devices do not divide
     findings, _ = measure(config, str(run), out, pictures=False)
     assert findings.examples["health"] == 3 and findings.examples["test"] == VAL
     # Of three classes there is no pair of one class.

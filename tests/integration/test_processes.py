@@ -1,10 +1,12 @@
 """Several processes as one job, by the main command; and one process over eight devices."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -27,14 +29,19 @@ def with_devices(count):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(count), "JAX_PLATFORMS": "cpu"}
 
 
+def job(recipe, workdir, *overrides, **options):
+    """Processes of the main command."""
+    return job_of(command(recipe, workdir, *overrides), **options)
+
+
 @contextlib.contextmanager
-def job(recipe, workdir, *overrides, count=2, own=((), ()), before=((), ())):
+def job_of(arguments, count=2, own=((), ()), before=((), ())):
     """Processes of four devices each, each with options and a wrapper of its own."""
     port = free_port()
     started = [
         subprocess.Popen(
             [
-                *before[i], *command(recipe, workdir, *overrides),
+                *before[i], *arguments,
                 f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}",
                 "--start_timeout=60", *own[i],
             ],
@@ -75,6 +82,25 @@ def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, steps, axes)
     ]
     assert np.shape(curves[0]) == (steps, 4)
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_an_encoder_that_they_shard(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert run_in_process(recipe, run, *QUIET).returncode == 0
+    options = [f"--checkpoint={run}", "--config=health", "--config.batch_size=16"]
+    options += ["--config.data.source=shapes"]
+    sharded = ["--config.mesh.data=1", "--config.mesh.fsdp=8", f"--workdir={tmp_path / 'two'}"]
+    with job_of([sys.executable, "-m", "can_jax.evaluate", *options, *sharded]) as processes:
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+    one = main_in_process("can_jax.evaluate", *options, f"--workdir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    found, wanted = (
+        json.loads((tmp_path / n / "results.json").read_text()) for n in ("two", "one")
+    )
+    assert found["checkpoint"]["sha256"] == wanted["checkpoint"]["sha256"]
+    assert found["metrics"] == pytest.approx(wanted["metrics"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.distributed.mesh import replicated
 from can_jax.evaluate.page import Html
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext
@@ -83,7 +84,7 @@ def pca_maps(context: EvalContext, split: Split) -> bytes:
     chosen = np.linspace(0, len(split) - 1, min(QUERIES, len(split))).astype(int)
     images = images_of(context, split, chosen)
     with jax.set_mesh(context.mesh):
-        compute = jax.jit(context.subject.tokens)
+        compute = jax.jit(context.subject.tokens, out_shardings=replicated(context.mesh))
         tokens = np.asarray(compute(context.subject.parameters, images), np.float32)[:, 1:]
     grid = grid_of(context.subject.config)
     colors = (255 * pca_colors(tokens)).astype(np.uint8).reshape(len(images), *grid, -1)
