@@ -312,10 +312,12 @@ def _load(source: Source, data: ConfigDict, pool: ThreadPoolExecutor, examples: 
 
 
 def _name(source: Source, example: int) -> str:
-    """Return the name of an example; for an image file, its path relative to the data directory."""
+    """Return the name of an example; for an image file, its path relative to the data directory.
+    Bytes that are not UTF-8 are escaped."""
     root = getattr(source, "root", None)
     name = source.describe(example)
-    return name.removeprefix(f"{root}/") if root else name
+    name = name.removeprefix(f"{root}/") if root else name
+    return name.encode(errors="backslashreplace").decode()  # CSV and Parquet are UTF-8.
 
 
 class Tally(NamedTuple):

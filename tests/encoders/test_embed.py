@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.pairs import open_own
 from can_jax.data.sources.base import ArraySource
@@ -140,6 +142,16 @@ def test_features_are_those_of_an_evaluation_after_a_kill(places, encoder, tmp_p
     np.testing.assert_array_equal(found["labels"], wanted.labels)
     np.testing.assert_allclose(found["features"], wanted.outputs, atol=5e-3)
     assert not part.parent.exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_names_that_are_not_utf_8_are_escaped(encoder, tmp_path, suffix):
+    folder = samples.imagenet(tmp_path / "data", train=0, val=1) / "val" / samples.CLASSES[0]
+    (image,) = folder.iterdir()
+    image.rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.JPEG"))
+    data = ConfigDict(encoder.data.to_dict() | {"path": str(tmp_path / "data")})
+    embedding.embed(encoder, data, "val", tmp_path / f"a{suffix}")
+    assert b"caf\\udce9.JPEG" in (tmp_path / f"a{suffix}").read_bytes()
 
 
 def test_every_format_holds_the_same(encoder, tmp_path):
