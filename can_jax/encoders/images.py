@@ -39,8 +39,7 @@ def preprocess(image: Any, data: ConfigDict) -> Pixels:
     if isinstance(image, bytes):
         return center_crop(_decoded(image, data, "the image"), data.image_size)
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image) if data.exif_orientation else image
-        return center_crop(_of_pillow(upright, data.channels), data.image_size)
+        return center_crop(_of_pillow(image, data), data.image_size)
     return center_crop(_of_array(image, data.channels), data.image_size)
 
 
@@ -60,8 +59,9 @@ def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
         raise UserError(f"{name} cannot be decoded: {one_line(error)}") from error
 
 
-def _of_pillow(image: Image.Image, channels: int) -> Pixels:
-    """Convert a `PIL.Image.Image` to pixels with the given number of channels."""
+def _of_pillow(image: Image.Image, data: ConfigDict) -> Pixels:
+    """Convert a `PIL.Image.Image`, whose file may not be decoded yet, to pixels."""
+    channels = data.channels
     if channels not in FILE_CHANNELS:
         raise UserError(
             f"a PIL.Image has 1, 3 or 4 channels, but the encoder takes {channels}: give a uint8 "
@@ -72,7 +72,11 @@ def _of_pillow(image: Image.Image, channels: int) -> Pixels:
             f"the image has mode {image.mode}, with more than 8 bits per channel: give the path of "
             "its file, or a uint8 array"
         )
-    return pixels_of(image, channels)
+    try:
+        upright = ImageOps.exif_transpose(image) if data.exif_orientation else image
+        return pixels_of(upright, channels)
+    except Exception as error:  # as in `_decoded`
+        raise UserError(f"the image cannot be decoded: {one_line(error)}") from error
 
 
 def _of_array(image: Any, channels: int) -> Pixels:
@@ -93,7 +97,7 @@ def _of_array(image: Any, channels: int) -> Pixels:
             return array
         if array.shape[2] in FILE_CHANNELS and channels in FILE_CHANNELS:
             plain = array[:, :, 0] if array.shape[2] == 1 else array
-            return _of_pillow(Image.fromarray(plain), channels)
+            return pixels_of(Image.fromarray(plain), channels)
     first = array.ndim == 3 and array.shape[0] == channels
     hint = ": the channels are first, but must be last" if first else ""
     raise UserError(f"the image has shape {array.shape}, not {expected}{hint}")

@@ -1,5 +1,6 @@
 """`can_jax.load` on files of other libraries, and the images that its encoder takes."""
 
+import io
 import json
 import warnings
 
@@ -136,10 +137,18 @@ def test_images_are_preprocessed_as_in_an_evaluation(encoder, tmp_path):
     assert encoder([view, gray]).shape == (2, 24)
 
 
+def truncated():
+    """An image of Pillow, which decodes its file only when it is needed."""
+    file = io.BytesIO()
+    Image.fromarray(IMAGES[0]).save(file, "jpeg")
+    return Image.open(io.BytesIO(file.getvalue()[:-40]))
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         ("/no/such.jpg", "^/no/such.jpg cannot be read"),
+        (truncated(), "^the image cannot be decoded: .*truncated"),
         (b"x", "^the image cannot be decoded"),
         (np.zeros((9, 9, 3)), r"is float64: give uint8 \(height, width, 3\)$"),
         (np.zeros((3, 9, 9), np.uint8), "channels are first"),
