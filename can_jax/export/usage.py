@@ -31,6 +31,8 @@ PHOTOS = """
 noise = np.random.default_rng(0).integers(0, 256, (2, 300, 400, {channels}), np.uint8)
 images = [Image.fromarray(array.squeeze()) for array in noise]  # your images
 """
+# The libraries resize images with an alpha channel with premultiplied alpha, evaluations do not.
+PHOTO_CHANNELS = (1, 3)
 TIMM = (
     """
 import numpy as np
@@ -152,6 +154,8 @@ SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
 def _snippets_of(model: Model, format: str, contents: str) -> list[tuple[tuple[str, ...], str]]:
     """Return the imported packages and the code of each snippet that works for a model."""
     chosen = SNIPPETS[format, contents]
+    if model.config.data.channels not in PHOTO_CHANNELS:
+        chosen = [pair for pair in chosen if PHOTOS not in pair[1]]
     return [pair for pair in chosen if pair[1] != STATE_DICT or has_timm_names(model)]
 
 
@@ -165,11 +169,12 @@ def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
     height, width = facts["image_size"]
     fields = facts | {"height": height, "width_px": width}
     fields["first"] = 1 + facts["options"].get("registers", 0)
-    if _snippets_of(model, format, contents)[0][1] == STATE_DICT:
+    chosen = _snippets_of(model, format, contents)
+    if any(code == STATE_DICT for _, code in chosen):
         fields["arguments"] = timm_arguments(model)
     return {
         packages[-1]: code.format(**fields).strip().replace("\n\n\n", "\n\n")
-        for packages, code in _snippets_of(model, format, contents)
+        for packages, code in chosen
     }
 
 

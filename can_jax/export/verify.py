@@ -16,6 +16,7 @@ from can_jax.export import readers
 from can_jax.export.descriptions import has_timm_names, is_dinov2
 from can_jax.export.model import Model
 from can_jax.export.readers import IMAGES, LIMIT, TOKENS, Arrays, Sample, installed
+from can_jax.export.usage import PHOTO_CHANNELS
 from can_jax.models.variant import variant_of
 from can_jax.utils.errors import UserError, one_line
 
@@ -72,16 +73,18 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
 
     Returns:
         A dict from the name of the library to the mean absolute pixel difference, on the scale of 0
-        to 255. The dict is empty if the format has no preprocessing or the library is not
-        installed.
+        to 255. The dict is empty if the format has no preprocessing, the library is not installed,
+        or the images are not in `PHOTO_CHANNELS`.
 
     Raises:
         UserError: The mean pixel difference exceeds `LEVELS`.
     """
-    if format not in PREPROCESSORS or not installed(*PREPROCESSORS[format][0]):
+    config = model.config
+    if format not in PREPROCESSORS or config.data.channels not in PHOTO_CHANNELS:
         return {}
     packages, process = PREPROCESSORS[format]
-    config = model.config
+    if not installed(*packages):
+        return {}
     photos = photographs(config.data.channels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries warn that they choose a slower implementation
