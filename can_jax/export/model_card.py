@@ -144,12 +144,19 @@ def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             result["protocol"]["protocol"],
             name + unit_of(name),
             f"{value:.2f}" + (f" ({interval})" if interval else ""),
-            data_of(without_path(result)),
+            data_of(without_path(result)) + _size_of(result),
         )
         for result in results
         for name, value in headlines(result["metrics"]).items()
         for interval in [shown_interval(result, name)]
     ]
+
+
+def _size_of(result: dict[str, Any]) -> str:
+    """Return a phrase with the size of the evaluated images, or "" in older results. The size can
+    differ from that in the pretraining."""
+    size = result["checkpoint"].get("image_size")
+    return ", {} x {} pixels".format(*size) if size else ""
 
 
 def without_path(result: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from can_jax.export.descriptions import huggingface_config
 from can_jax.export.formats import FORMATS, ONNX_PACKAGES
 from can_jax.export.model import Given, open_model
 from can_jax.export.model_card import Statement, card_of, results_of
+from can_jax.export.usage import snippets
 from can_jax.export.write import public_config
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
@@ -384,6 +385,18 @@ def test_loading_needs_no_tensorflow(run):
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.parametrize(("channels", "kept"), [(3, {"timm", "can_jax"}), (4, {"can_jax"})])
+def test_libraries_resize_photographs_only(opened, channels, kept, tmp_path):
+    """An alpha channel would scale the other channels; five channels are no image of Pillow."""
+    config = opened.config.copy_and_resolve_references()
+    config.data.channels = channels
+    model = dataclasses.replace(opened, config=config)
+    assert snippets(model, "timm", "encoder").keys() == kept
+    assert not snippets(model, "timm", "classifier") or channels == 3
+    if channels == 4:
+        assert checking.preprocessing_differences(model, "timm", epath.Path(tmp_path)) == {}
+
+
 def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp_path):
     model = opened
     results = {
@@ -391,7 +404,7 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp
         "protocol": {"protocol": "knn"},
         "data": {"source": "folder"},
         "checkpoint": {"sha256": sha256_of({"encoder": model.parameters["encoder"]})}
-        | {"path": str(run), "step": 3},
+        | {"path": str(run), "step": 3, "image_size": [64, 48]},
     }
     for name, sha in (("own", results["checkpoint"]["sha256"]), ("other", "0")):
         (tmp_path / name).mkdir()
@@ -405,7 +418,7 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp
         model, "big_vision", "encoder", manifest, found, Statement("mit", "a million shapes")
     )
     assert "\nlicense: mit\n" in stated and "| data | a million shapes |" in stated
-    assert "| knn | knn_20 | 61.25 | folder |" in text and "| a | 1.0e-07 |" in text
+    assert "| knn | knn_20 | 61.25 | folder, 64 x 48 pixels |" in text and "| a | 1.0e-07 |" in text
     assert "ViT (24 wide, 2 blocks, 3 heads), patches of 4," in text and 'can_jax.load(".")' in text
     with pytest.raises(UserError, match=r"other has results of .*, step 3, but other weights"):
         results_of(model, [str(tmp_path / "other")])
