@@ -40,6 +40,8 @@ run() {
   fi
 }
 
+# Since SLURM 22.05, srun ignores --cpus-per-task of sbatch unless this variable repeats it.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 # The batch script has to survive the signal. SLURM signals the processes itself.
 trap : TERM
 run srun --kill-on-bad-exit=1 "${PYTHON:-python3}" -m can_jax.main "$@"

@@ -246,6 +246,14 @@ def test_slurm_job_is_queued_again_if_that_may_help(tmp_path, stand_in, code, be
     assert rest == (["scontrol requeue 42"] if queued else [])
 
 
+def test_slurm_gives_each_process_the_cores_of_its_task(tmp_path, stand_in):
+    """Since SLURM 22.05, srun does not read the variable that sbatch sets."""
+    stand_in("srun", 'echo "cores: ${SRUN_CPUS_PER_TASK:-}"')
+    for cores in ("16", ""):
+        process = start(tmp_path, "slurm.sh", *RUN, SLURM_CPUS_PER_TASK=cores)
+        assert process.communicate(timeout=30)[0] == f"cores: {cores}\n"
+
+
 def test_slurm_script_says_what_it_needs():
     text = (LAUNCH / "slurm.sh").read_text()
     options = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")]
