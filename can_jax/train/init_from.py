@@ -24,6 +24,7 @@ from can_jax.weights.read_weights import OWN, Weights, read_weights, sizes
 from can_jax.weights.torch_layout import entries, from_torch
 
 Flat = dict[str, Any]  # arrays by path
+ENCODER = "encoder/"
 EMBEDDING = ("encoder/patch_embed/kernel", "encoder/patch_embed/bias")
 
 
@@ -59,7 +60,8 @@ def initial_weights(
     """
     location, at = find_checkpoint(source, "config.init_from=")
     notes: list[str] = []
-    if is_run(location):
+    own = is_run(location)
+    if own:
         config = read_run(location)
         step = stored_step(config)
         restored = newest_state(location, abstract_state(step, mesh), step=at)[1]
@@ -71,6 +73,7 @@ def initial_weights(
         notes = _differences(Stated(facts, {}), variant, normalization)
     else:
         weights = read_weights(location)
+        own = OWN in weights.arrays
         try:
             theirs, notes = _of_weights(weights, parameters, variant, normalization)
         except UserError as error:
@@ -83,6 +86,9 @@ def initial_weights(
             "the architecture of the weights, which contain, for example, "
             f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in list(theirs.items())[:3])}"
         )
+
+    if own and any(name.startswith(ENCODER) for name in theirs):
+        _refuse_other_encoder(source, theirs, ours, taken)
 
     fixed = fixed_map(statistics or {})
     if fixed is not None and taken.issuperset(EMBEDDING):
@@ -102,6 +108,26 @@ def initial_weights(
             lines.append(f"  {what}: {', '.join(names)}")
     lines += [f"  {note}" for note in notes]
     return jax.tree_util.tree_map_with_path(take, parameters), lines
+
+
+def _refuse_other_encoder(source: str, theirs: Flat, ours: Flat, taken: set[str]) -> None:
+    """Check that all arrays of two encoders fit, except learned positions, whose grid can differ.
+
+    Raises:
+        UserError: An array of an encoder is missing in the other one, or has another shape there.
+    """
+    names = {name for name in theirs.keys() | ours.keys() if name.startswith(ENCODER)}
+    other = sorted(names - taken - {f"{ENCODER}positions"})
+    if other:
+        shapes = [
+            str(tuple(arrays[other[0]].shape)) if other[0] in arrays else "absent"
+            for arrays in (theirs, ours)
+        ]
+        raise UserError(
+            f"config.init_from={source}: {len(other)} arrays of the encoder do not fit this model, "
+            f"such as {other[0]}: {shapes[0]} in the weights, {shapes[1]} here; set config.model "
+            "to the architecture of the weights"
+        )
 
 
 def _fits(theirs: Any, ours: Any) -> bool:

@@ -61,6 +61,15 @@ def test_weights_of_a_run_are_taken_where_they_fit_and_the_rest_is_told(another_
     assert f"{len(before)} arrays" in lines[0]
 
 
+def test_run_whose_encoder_has_another_depth_is_refused(another_run):
+    _, state, mesh = fresh(seed=1, model__depth=3)
+    with pytest.raises(
+        UserError, match=r"arrays of the encoder do not fit this model, such as enc"
+    ) as found:
+        initial_weights(str(another_run[0]), state.parameters, mesh)
+    assert str(found.value).endswith("set config.model to the architecture of the weights")
+
+
 def test_settings_of_a_run_that_its_arrays_do_not_show_are_compared(another_run):
     _, state, mesh = fresh(seed=1)
     other = {"mean": [0.5] * 3, "std": [0.25] * 3}
