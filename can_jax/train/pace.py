@@ -90,23 +90,36 @@ class Pace:
     """
 
     def __init__(
-        self, workdir: epath.Path, seconds: float, began: float, step: int, stored: Any = None
+        self,
+        workdir: epath.Path,
+        seconds: float,
+        began: float,
+        step: int,
+        stored: Any = None,
+        trained: float = 0.0,
     ):
         """Start the clock of a new or resumed timed run.
+
+        A run that had no time limit before has used its training time, and is at the position of a
+        run that had the limit from the start.
 
         Args:
             workdir: The run directory, in which the time used is stored.
             seconds: The time limit in seconds for all starts of the run together.
             began: The value of `time.perf_counter` when this start of the run began.
             step: The step from which the run starts or resumes.
-            stored: The result of `state` that the checkpoint of ``step`` holds; None for a new run.
+            stored: The result of `state` that the checkpoint of ``step`` holds; None for a run
+                that had no time limit before.
+            trained: The training time of the run before this start, in seconds.
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
+        if stored is None and not used.seconds:
+            used = used._replace(seconds=trained)
         self._began = began - used.seconds
-        position = float((stored or {}).get("position", 0.0))
-        if stored and stored.get("allowed") != seconds:
-            position *= stored.get("allowed", seconds) / seconds
+        stored = stored or {"position": TIMED_STEPS * min(trained / seconds, 1.0)}
+        position = float(stored.get("position", 0.0))
+        position *= stored.get("allowed", seconds) / seconds
         self._anchor = (step, position)
         self.total = MOST_STEPS
         if used.allowed == seconds and used.last_step is not None:

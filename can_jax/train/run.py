@@ -162,7 +162,9 @@ def run(
         lock.check()
         pace = None
         if times.seconds is not None and first < times.total:
-            report.clock = pace = Pace(workdir, times.seconds, startup.began, first, progress.pace)
+            report.clock = pace = Pace(
+                workdir, times.seconds, startup.began, first, progress.pace, progress.seconds
+            )
         began = time.perf_counter()
         with section("running the first probe and figure", longer):
             callbacks.on_train_start(first, state)

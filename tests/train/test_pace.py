@@ -107,6 +107,13 @@ def test_time_of_a_killed_start_counts_and_the_schedule_goes_on(clock, tmp_path)
     assert 285 < clock.now - 5000.0 < 300 and float(pace.position(last)) == TIMED_STEPS
 
 
+def test_run_that_gets_a_time_limit_has_used_its_training_time(clock, tmp_path):
+    pace = Pace(epath.Path(tmp_path), 600.0, clock.now, 900, trained=450.0)
+    assert float(pace.position(900)) == 0.75 * TIMED_STEPS and pace.used() == 450
+    last, _ = train(clock, pace, 900, lambda now: 0.25)
+    assert 135 < clock.now - 1000.0 < 150 and float(pace.position(last)) == TIMED_STEPS
+
+
 def test_evaluations_at_the_end_have_time_after_a_kill_and_on_a_slower_machine(clock, tmp_path):
     """Evaluations take 30 s, and four times as long once the machine is four times as slow."""
     folder = epath.Path(tmp_path)
