@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
@@ -128,6 +129,14 @@ def restore_or_begin(
     check_stream(progress.stream, stream, first, training.allowed)
     checkpoints.set_aside_refused()
     report.say(f"resumed from the checkpoint of step {first}")
+    before, now = progress.stream.get("batch_size"), stream["batch_size"]
+    if before not in (None, now):
+        logging.warning(
+            "config.batch_size was %d until step %d and is %d now: the epoch, the number of "
+            "examples, the length of the run and the place in the data are those of a run that had "
+            "%d from the start",
+            before, first, now, now,
+        )  # fmt: skip
     progress.stream = stream
     return first, state, progress
 

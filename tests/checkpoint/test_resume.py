@@ -185,6 +185,16 @@ def test_a_damaged_checkpoint_stays_where_it_is_when_the_data_is_another(
     assert contents(workdir) == before
 
 
+def test_another_batch_size_says_what_it_recounts(finished, recipe, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    quiet = ["probe.every_steps=0", "figures.every_steps=0"]
+    main = command(recipe, workdir, *quiet, "batch_size=8", "total_steps=7")[2:]
+    with counting_steps():
+        done = main_in_process(*main, "--allow_changes=batch_size")
+    assert done.returncode == 0, done.stderr
+    assert "config.batch_size was 16 until step 6 and is 8 now: the epoch, " in done.stderr
+
+
 def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     quiet = ["probe.every_steps=0", "figures.every_steps=0"]
