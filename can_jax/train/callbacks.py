@@ -130,7 +130,7 @@ class Log(Callback):
         self._writer.checkpoint(step, self._checkpoints / str(step))
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Write the metrics and timings of a step, and print a status line."""
+        """Write the metrics and timings of a step, and print a status line. Collective."""
         window = clock.window()
         with clock.paused():
             peak = self._peak
@@ -142,7 +142,7 @@ class Log(Callback):
             | {
                 "mfu": images_per_second * self._flops / peak,
                 "data_wait": window.data_wait,
-                "skipped_images": loader.skipped,
+                "skipped_images": loader.skipped_by_all(),
             }
         )
         self._writer.scalars(step, values)

@@ -155,7 +155,7 @@ class Loader(Iterator[Batch]):
         states: States | None = None,
         contents: Contents | None = None,
     ):
-        self._skip_limit = skip_limit
+        self._skip_limit, self._slices = skip_limit, share.count
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [chunks.elements(dataset)]
         # Clearing the list stops tf.data's reader threads, which would otherwise hang at exit.
@@ -176,6 +176,12 @@ class Loader(Iterator[Batch]):
     def tried(self) -> int:
         """The number of images that this process has tried to decode."""
         return self.seen
+
+    def skipped_by_all(self) -> int:
+        """Return the number of images that all processes have skipped. Collective."""
+        skipped = gather("skipped images", np.int64(self.skipped))
+        # Processes along the mesh axis `tensor` load the same images.
+        return int(skipped.sum()) * self._slices // len(skipped)
 
     @property
     def state(self) -> States:
