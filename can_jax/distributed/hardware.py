@@ -53,7 +53,12 @@ CHIPS = (
     Chip("TPU v6e", 918e12, _gib(31.24), 180e9, 12.5e9),
     Chip("NVIDIA A100", 312e12, _gib(0.9 * 80), 300e9, 25e9),
     Chip("NVIDIA A100-SXM4-40GB", 312e12, _gib(0.9 * 40), 300e9, 25e9),
+    Chip("NVIDIA A100-PCIE-40GB", 312e12, _gib(0.9 * 40), 32e9, 12.5e9),
+    Chip("NVIDIA A100 80GB PCIe", 312e12, _gib(0.9 * 80), 32e9, 12.5e9),
     Chip("NVIDIA H100", 989e12, _gib(0.9 * 80), 450e9, 50e9),
+    Chip("NVIDIA H100 PCIe", 756e12, _gib(0.9 * 80), 64e9, 25e9),
+    Chip("NVIDIA H100 NVL", 835e12, _gib(0.9 * 94), 64e9, 25e9),
+    Chip("NVIDIA H200 NVL", 835e12, _gib(0.9 * 141e9 / GIB), 64e9, 25e9),
     Chip("NVIDIA H200", 989e12, _gib(0.9 * 141e9 / GIB), 450e9, 50e9),
     Chip("NVIDIA B200", 2250e12, _gib(0.9 * 180), 900e9, 50e9),
     Chip("NVIDIA L4", 121e12, _gib(0.9 * 24), 32e9, 12.5e9),
@@ -64,6 +69,7 @@ CHIPS = (
     Chip("NVIDIA GeForce RTX 5090", 209e12, _gib(0.9 * 32), 64e9, 12.5e9),
     Chip("NVIDIA V100", 125e12, _gib(0.9 * 32), 150e9, 12.5e9),
     Chip("Tesla V100", 125e12, _gib(0.9 * 32), 150e9, 12.5e9),
+    Chip("Tesla V100-PCIE", 112e12, _gib(0.9 * 16), 16e9, 12.5e9),
     Chip("Tesla T4", 65e12, _gib(0.9 * 16), 16e9, 6.2e9),
 )
 
@@ -71,8 +77,11 @@ CHIPS = (
 def chip_of(kind: str) -> Chip | None:
     """Return the entry of `CHIPS` for JAX's ``device_kind``, or None for an unknown device.
 
-    The name of an entry matches only whole words: ``NVIDIA L4`` does not match ``NVIDIA L40``.
+    The name of an entry matches only whole words: ``NVIDIA L4`` does not match ``NVIDIA L40``. A
+    laptop's GPU is another chip than the desktop's of the same name, and has no entry.
     """
+    if re.search(r"\b(Laptop|Max-Q)\b", kind):
+        return None
     matching = [chip for chip in CHIPS if re.match(rf"{re.escape(chip.name)}(?!\w)", kind)]
     return max(matching, key=lambda chip: len(chip.name), default=None)
 

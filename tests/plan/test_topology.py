@@ -108,6 +108,11 @@ def test_chips_are_known_by_the_longest_name():
     assert chip_of("TPU v5 lite").peak_flops == 197e12
     assert chip_of("TPU v5").peak_flops == 459e12
     assert chip_of("NVIDIA H100 80GB HBM3").peak_flops == 989e12
+    assert chip_of("NVIDIA H100 PCIe").peak_flops == 756e12
+    assert chip_of("NVIDIA H200 NVL").peak_flops == 835e12
+    assert chip_of("Tesla V100-PCIE-16GB").peak_flops == 112e12
+    assert chip_of("NVIDIA GeForce RTX 4090").peak_flops == 165e12
+    assert chip_of("NVIDIA GeForce RTX 4090 Laptop GPU") is None
     assert chip_of("NVIDIA A100-SXM4-80GB").name == "NVIDIA A100"
     assert chip_of("NVIDIA L40") is None and chip_of("NVIDIA L40S").name == "NVIDIA L40S"
     assert chip_of(jax.devices()[0].device_kind) is None
