@@ -155,7 +155,7 @@ class Loop:
         self._started = time.perf_counter() - self.progress.seconds
         self._saved_at = time.monotonic()
         self._guard = LossSpikeDetector(config, self.progress.guard)
-        action_seconds: dict[Any, float] = {}  # the duration of the latest call of each action
+        action_seconds: dict[int, float] = {}  # the duration of the latest call of each action
         while step < self.total:
             step += 1
             with clock.waiting_for_data():
@@ -193,9 +193,9 @@ class Loop:
             else:
                 self.logger.early(step, metrics)
             actions = self.callbacks.periodic_actions()
-            due = [action for action in actions if step % action.every == 0 or last]
+            due = [(i, a) for i, a in enumerate(actions) if step % a.every == 0 or last]
             # Saved before the evaluations: a run killed during them need not repeat the steps.
-            evaluates = any(action.saves_first for action in due)
+            evaluates = any(action.saves_first for _, action in due)
             intervals = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
             regular = evaluates or last or stop or any(n and step % n == 0 for n in intervals)
             if self.pace and last:
@@ -204,14 +204,14 @@ class Loop:
                 with clock.paused():
                     self._save(step, state, temporary=not regular)
                 self.watchdog.beat(step)
-            for action in due:
+            for index, action in due:
                 if stop and action.saves_first:
                     continue  # the resumed run makes up for the evaluations that are due
                 started = time.perf_counter()
                 with clock.paused():
                     self.lock.check()
                     action.act(step, state)
-                action_seconds[action.act] = time.perf_counter() - started
+                action_seconds[index] = time.perf_counter() - started
                 self.end_seconds = max(self.end_seconds, sum(action_seconds.values()))
                 self.watchdog.beat(step)
             if stop:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 
 from can_jax.train.callback import CALLBACKS, Callback, PeriodicAction
+from can_jax.train.loop import Loop
 from tests.helpers.runs import counting_steps, run_in_process
 
 
@@ -47,6 +49,28 @@ def test_callback_is_called_in_each_run_and_saves_only_if_it_says_so(recipe, tmp
         assert done.returncode == 0, done.stderr
         assert calls == [("start", 0), ("act", 4), ("act", 6), ("end", 6)]
         assert steps_saved(workdir) == saved
+
+
+class Sleeper(Callback):
+    """Sleeps after each step, by another function each time."""
+
+    def periodic_actions(self):
+        return [PeriodicAction(1, lambda step, state: time.sleep(0.2))]
+
+
+def test_time_of_an_action_is_reserved_once(recipe, tmp_path, monkeypatch):
+    loops = []
+
+    def call(loop, *arguments, original=Loop.__call__):
+        loops.append(loop)
+        return original(loop, *arguments)
+
+    monkeypatch.setattr(CALLBACKS, "_values", {"sleeper": lambda run: Sleeper()})
+    monkeypatch.setattr(Loop, "__call__", call)
+    options = ("probe.every_steps=0", "figures.every_steps=0", "noise.linear_bound=False")
+    with counting_steps():
+        assert run_in_process(recipe, tmp_path, *options).returncode == 0
+    assert 0.2 <= loops[0].end_seconds < 0.6  # not six times 0.2 s
 
 
 def test_signal_at_the_last_step_leaves_its_evaluations_to_a_resume(recipe, tmp_path):
