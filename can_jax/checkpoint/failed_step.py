@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config.resolve import to_json
 from can_jax.data.pipeline.batch import Batch
+from can_jax.distributed.runtime import gather
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line
 
@@ -50,6 +51,9 @@ def write_failed_step(
     }
     with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **parts)
+    if jax.process_index() == 0:  # of an earlier failure; a step that is there is not saved again
+        (folder / "state").rmtree(missing_ok=True)
+    gather("the folder of the failed step", np.int32(0))
     with contextlib.closing(Checkpointer(folder / "state", keep_last=1)) as checkpoints:
         checkpoints.save(step, state, {})
         if not checkpoints.wait():
