@@ -88,7 +88,7 @@ def rule_of(name: str, axes: int) -> Rule:
         axes: The number of axes of the parameter.
     """
     for rule in RULES:
-        if re.search(rf"(^|/){rule.pattern}$", name):
+        if re.search(rf"(^|/)(?:{rule.pattern})$", name):
             return rule
     return OF_MATRICES if axes > 1 else OF_VECTORS
 

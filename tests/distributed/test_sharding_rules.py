@@ -36,6 +36,12 @@ def test_no_parameter_of_can_relies_on_the_rules_for_others():
         assert rule_of(path_name(path[1:]), leaf.ndim) in RULES
 
 
+def test_rule_matches_the_end_of_a_path_only():
+    for name in ("encoder/positions/conv/kernel", "encoder/class_token_mlp/kernel"):
+        assert rule_of(name, 2).decay
+    assert not rule_of("encoder/positions", 2).decay and not rule_of("decoder/mask_token", 2).decay
+
+
 def test_other_parameters_are_split_and_decay_if_they_are_matrices():
     own = {"gate": jnp.zeros((16, 3)), "offset": jnp.zeros(16), "temperature": jnp.zeros(())}
     mesh = make_mesh(small_config(mesh__data=1, mesh__fsdp=8).mesh)
