@@ -111,13 +111,15 @@ def initial_weights(
 
 
 def _refuse_other_encoder(source: str, theirs: Flat, ours: Flat, taken: set[str]) -> None:
-    """Check that all arrays of two encoders fit, except learned positions, whose grid can differ.
+    """Check that all arrays of two encoders fit, except that the grids of learned positions can
+    differ.
 
     Raises:
         UserError: An array of an encoder is missing in the other one, or has another shape there.
     """
     names = {name for name in theirs.keys() | ours.keys() if name.startswith(ENCODER)}
-    other = sorted(names - taken - {f"{ENCODER}positions"})
+    both = theirs.keys() & ours.keys()
+    other = sorted(names - taken - (both & {f"{ENCODER}positions"}))
     if other:
         shapes = [
             str(tuple(arrays[other[0]].shape)) if other[0] in arrays else "absent"
