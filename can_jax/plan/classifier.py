@@ -39,7 +39,7 @@ def classifier_work(
         return ClassifierStep(config, protocol.classify, protocol.features, classes, lambda _: 1e-3)
 
     def blocks(config: ConfigDict) -> list[tuple[Size, int]]:
-        if protocol.classify.freeze_encoder:
+        if protocol.classify.freeze_encoder or config.model.backbone != "vit":
             return []
         tokens = math.prod(grid_of(config)) + 1 + variant_of(config.model).registers
         return [(encoder_size(config.model), tokens)]

@@ -21,7 +21,7 @@ from can_jax.plan.cycles import estimate_step
 from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.program import Program
 from can_jax.plan.topology import Topology
-from can_jax.train.flops import train_flops_per_image, transformers
+from can_jax.train.flops import encoder_flops, train_flops_per_image, transformers
 from can_jax.train.step import Steps, abstract_state, compile_train_step, make_step
 from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import replace_text
@@ -269,8 +269,7 @@ def recomputed_flops(config: ConfigDict, work: Work = PRETRAINING) -> int:
     settings = config.accumulation
     related = any(o.relates_rows for o in active(config.objective.to_dict()).values())
     if settings.microbatches > 1 and settings.negatives == "batch" and related:
-        encoder, tokens = blocks[0]
-        recomputed += encoder.flops(tokens)
+        recomputed += encoder_flops(config)
     return views * recomputed
 
 

@@ -20,7 +20,7 @@ from can_jax.data.sources.survey import Survey
 from can_jax.distributed.hardware import Devices
 from can_jax.objectives import reads
 from can_jax.optimizers.optimizer import peak_learning_rate
-from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
+from can_jax.train.memory import can_estimate, constant_bytes, gib, parameter_count, step_bytes
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import refuse
 
@@ -191,8 +191,9 @@ def memory_choices(
     checked = resolve(plan)
     parameters = parameter_count(checked)
     constant = constant_bytes(checked, parameters, count)
-    if limit and count > 1 and constant > STATE_SHARE * limit and mesh.fsdp == 1:
-        mesh.fsdp = math.gcd(count, 8)
+    free = not (is_given("mesh.fsdp", given) or is_given("mesh.data", given))
+    if free and limit and constant > STATE_SHARE * limit and mesh.fsdp == 1:
+        mesh.fsdp = math.gcd(count // mesh.tensor, 8)
     yield Choice("mesh.tensor", mesh.tensor, f"{count} devices")
     yield Choice("mesh.fsdp", mesh.fsdp, f"{parameters / 1e6:.0f} million parameters")
     yield Choice("mesh.data", -1, "all remaining devices")
@@ -211,6 +212,8 @@ def memory_choices(
         plan.batch_size, plan.model.remat, plan.accumulation.microbatches = batch, remat, parts
     if limit is None:
         memory = "the memory size of the devices is unknown"
+    elif not can_estimate(plan):
+        memory = f"the memory that the backbone {plan.model.backbone} needs is unknown"
     else:
         need = step_bytes(resolve(plan), parameters, count)
         memory = f"uses an estimated {gib(need)} of {gib(limit)} per device"
@@ -245,7 +248,8 @@ def fit(
     - All batches, the largest first, with the fewest microbatches and the last remat policy.
 
     If no combination fits, the smallest batch is returned, with the fewest microbatches and the
-    last remat policy. On a CPU or with unknown memory, only the batch size is chosen.
+    last remat policy. On a CPU, with unknown memory, or if `can_estimate` is False, only the batch
+    size is chosen.
 
     Args:
         config: The configuration, which is left unchanged.
@@ -267,7 +271,7 @@ def fit(
         largest = min(most, CPU_BATCH) if devices.platform == "cpu" else most
         batches = [size for size in batch_sizes(count) if size <= largest]
     batches = batches or [max(most // count, 1) * count]
-    if devices.platform == "cpu" or limit is None:
+    if devices.platform == "cpu" or limit is None or not can_estimate(config):
         return batches[0], config.model.remat, config.accumulation.microbatches
     trial = resolve(config)
 
@@ -311,6 +315,8 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
         config: The resolved configuration of the step that ran out of memory.
         devices: The number, kind and memory of the devices.
     """
+    if not can_estimate(config):
+        return "a smaller config.batch_size or more config.accumulation.microbatches need less"
     parameters = parameter_count(config)
     needed = step_bytes(config, parameters, devices.count)
     # The step did not fit, so the estimate may be too low. Allow only 80 % of the memory that it

@@ -38,7 +38,7 @@ def train_flops_per_image(config: ConfigDict) -> int:
     built = heads(config)
     settings = config.objective.to_dict()
     reads = objectives.reads(settings)
-    view = BACKBONES.get(config.model.backbone).flops(config, pixels, visible)
+    view = encoder_flops(config)
     if "decoder" in built:
         decoder = decoder_size(config.model)
         outputs = int(has_noise_output(config)) + ("prediction" in reads)
@@ -54,16 +54,22 @@ def train_flops_per_image(config: ConfigDict) -> int:
     return config.augment.views * (3 * view + ("teacher" in reads) * teacher)
 
 
-def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
-    """Return the size and the sequence length of the encoder, and of the decoder if there is one.
+def encoder_flops(config: ConfigDict) -> int:
+    """Return the FLOPs of the encoder's forward pass of the visible patches of a view."""
+    visible = visible_count(math.prod(grid_of(config)), config.model.mask_ratio)
+    backbone = BACKBONES.get(config.model.backbone)
+    return backbone.flops(config, pixels_per_patch(config), visible)
 
-    Args:
-        config: The resolved configuration, whose backbone is a Vision Transformer.
-    """
+
+def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
+    """Return the size and the sequence length of the encoder, if it is a Vision Transformer, and of
+    the decoder, if there is one."""
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, config.model.mask_ratio)
-    tokens = visible + 1 + variant_of(config.model).registers
-    sizes = [(encoder_size(config.model), tokens)]
+    sizes = []
+    if config.model.backbone == "vit":
+        tokens = visible + 1 + variant_of(config.model).registers
+        sizes.append((encoder_size(config.model), tokens))
     if "decoder" in heads(config):
         sizes.append((decoder_size(config.model), patches + 1))
     return sizes

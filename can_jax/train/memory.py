@@ -32,11 +32,16 @@ def parameter_count(config: ConfigDict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_network(config))))
 
 
+def can_estimate(config: ConfigDict) -> bool:
+    """Return whether `step_bytes` knows the activations of the backbone."""
+    return config.model.backbone == "vit"
+
+
 def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     """Estimate the memory in bytes that a train step needs on each device.
 
     Args:
-        config: The resolved configuration.
+        config: The resolved configuration, for which `can_estimate` is True.
         parameters: The number of parameters of the network; see `parameter_count`.
         devices: The number of devices, over which the batch is split.
     """

@@ -276,6 +276,12 @@ def continued(
     of_pretraining = read_identity(workdir) is None
     if of_pretraining and has_checkpoints(workdir):
         check_changes(config, stored, allowed)
+        began, now = (embedding_kind(of) for of in (resolve(from_json(stored)), config))
+        if began != now:
+            raise UserError(
+                f"config.model.patch_embed={now}, but this run was trained with {began}, whose map "
+                f"is part of the checkpoints. Give {began}, or another --workdir"
+            )
     return config
 
 
@@ -360,7 +366,7 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
 def warn_of_unsplit_heads(config: ConfigDict, mesh: Mesh) -> None:
     """Log a warning if attention is not split over the mesh axis `tensor`."""
     tensor = mesh.shape["tensor"]
-    sizes = {"model": encoder_size(config.model)}
+    sizes = {"model": encoder_size(config.model)} if config.model.backbone == "vit" else {}
     if "decoder" in heads(config):
         sizes["model.decoder"] = decoder_size(config.model)
     for name, size in sizes.items():

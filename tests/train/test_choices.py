@@ -10,6 +10,7 @@ from PIL import Image
 from can_jax.config.resolve import load_recipe, resolve, to_json
 from can_jax.data.sources.survey import Survey, survey
 from can_jax.distributed.hardware import Devices
+from can_jax.models.backbones import BACKBONES
 from can_jax.train.choices import choose, patch_of, recipe_for, what_fits
 from can_jax.train.memory import parameter_count, step_bytes
 from can_jax.train.pretrain import explained_memory
@@ -131,6 +132,30 @@ def test_state_that_fills_a_device_is_split(shard_state, fsdp):
     config.data.path, config.mesh.shard_state = "/data", shard_state
     choose(config, (), dataclasses.replace(CARD, count=8, memory=10 * GIB), PHOTOS, False)
     assert resolve(config).mesh.fsdp == fsdp
+
+
+@pytest.mark.parametrize(
+    ("given", "fsdp"), [({"tensor": 4}, 2), ({"data": 8}, 1), ({"fsdp": 1}, 1), ({"fsdp": 4}, 4)]
+)
+def test_axes_of_the_command_line_leave_room_for_the_others(given, fsdp):
+    config = recipe("vit_l")
+    config.data.path, config.mesh.shard_state = "/data", False
+    config.mesh.update(given)
+    keys = [f"mesh.{axis}" for axis in given]
+    choose(config, keys, dataclasses.replace(CARD, count=8, memory=10 * GIB), PHOTOS, False)
+    mesh = resolve(config).mesh
+    assert mesh.fsdp == fsdp and given.items() <= mesh.to_dict().items()
+    assert mesh.tensor * mesh.fsdp * (1 if mesh.data == -1 else mesh.data) <= 8
+
+
+def test_backbone_whose_memory_is_unknown_is_trained_and_advised():
+    unknown = dataclasses.replace(BACKBONES.get("vit"), flops=lambda config, pixels, visible: 1)
+    with BACKBONES.temporarily("other", unknown):
+        config = recipe("vit_s")
+        config.data.path, config.model.backbone, config.model.patch_embed = "/d", "other", "linear"
+        choices = {choice.key: choice for choice in choose(config, (), CARD, PHOTOS)}
+        assert "the backbone other needs is unknown" in choices["batch_size"].reason
+        assert "smaller config.batch_size" in what_fits(resolve(config), CARD)
 
 
 def test_cpu_gets_a_small_model_in_float32():
