@@ -41,6 +41,7 @@ from can_jax.objectives.rows import (
     similarities,
 )
 
+MOST = 40.0  # the largest exponent of a share; that of the largest term is 0
 LOWEST = -1e30  # stands for the log of an empty sum, -inf, whose differences would be nan
 
 
@@ -162,13 +163,17 @@ def contrast_corrected(
     log_positive = sums.positive.log()
     log_negative = jnp.log(count) + sums.negative.log() - sums.weight.log()
     if positive_prior:
-        # All terms are divided by the largest, so that none overflows.
+        # All terms are divided by the largest, so that none overflows. A share far above it makes
+        # the difference negative, and the floor, which can underflow, is taken as a logarithm.
         log_mean = log_positive - jnp.log(positives)
         log_floor = jnp.log(count) - 1 / temperature
         top = jax.lax.stop_gradient(jnp.maximum(log_negative, log_floor))
-        share = positive_prior * count * jnp.exp(jnp.where(some, log_mean - top, 0.0))
+        exponent = jnp.minimum(jnp.where(some, log_mean - top, 0.0), MOST)
+        share = positive_prior * count * jnp.exp(exponent)
         corrected = (jnp.exp(log_negative - top) - share) / (1 - positive_prior)
-        log_negative = top + jnp.log(jnp.maximum(corrected, jnp.exp(log_floor - top)))
+        above = corrected > jnp.exp(log_floor - top)
+        log_corrected = top + jnp.log(jnp.where(above, corrected, 1.0))
+        log_negative = jnp.where(above, log_corrected, log_floor)
     log_negative = jnp.where(some, log_negative, LOWEST)
     denominator = log_negative if decoupled else jnp.logaddexp(log_negative, log_positive)
     losses = denominator - sums.seen.positive_sum / temperature / positives

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from can_jax.distributed.mesh import make_mesh
 from can_jax.objectives import OBJECTIVES, mec
 from can_jax.objectives.base import Arrays
+from can_jax.objectives.negatives import contrast_corrected
 from can_jax.utils.errors import UserError
 from tests.helpers import objective_oracle as oracle
 from tests.helpers.configs import small_config
@@ -169,6 +170,22 @@ def test_no_correction_is_info_nce_and_the_share_excluded_is_logged():
     share = oracle.contrastive(batches(2, "pooled")["duplicates"], temperature=0.3, above=0.4)[1]
     assert float(some["contrastive/excluded_negatives"]) == pytest.approx(share, rel=1e-5)
     assert share > 0
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("temperature", [0.02, 0.01, 0.001])
+def test_debiased_loss_of_aligned_views_is_finite(temperature, decoupled):
+    unit = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    rows = np.repeat(unit / np.linalg.norm(unit, axis=1, keepdims=True), 2, axis=0)
+
+    def loss(rows):
+        return contrast_corrected(
+            rows, None, 2, temperature, 32,
+            decoupled=decoupled, positive_prior=0.1, hardness=0.0, exclude_above=None,
+        )[0]  # fmt: skip
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(rows))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_every_negative_can_be_excluded():
