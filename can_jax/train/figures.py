@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from can_jax import objectives
 from can_jax.augment.photometric import Photometric, denormalize
 from can_jax.data.pipeline.batch import Batch
 from can_jax.models.can import grid_of
@@ -26,7 +27,8 @@ class Panel(NamedTuple):
         clean: The images without augmentation and noise.
         shown: The noisy visible patches that the encoder receives, with hidden patches in the mean
             color.
-        reconstruction: The images with their hidden patches replaced by the predictions.
+        reconstruction: The images with their hidden patches replaced by the predictions; None if
+            only the denoising objective trains the predictions.
         noise: The noise of the visible patches; zero noise and hidden patches are gray. Without the
             denoising objective, ``noise`` is None.
         predicted_noise: The predicted noise, drawn on the same scale as ``noise``; None without the
@@ -36,7 +38,7 @@ class Panel(NamedTuple):
 
     clean: Float[Array, "rows height width channels"]
     shown: Float[Array, "rows height width channels"]
-    reconstruction: Float[Array, "rows height width channels"]
+    reconstruction: Float[Array, "rows height width channels"] | None
     noise: Float[Array, "rows height width channels"] | None
     predicted_noise: Float[Array, "rows height width channels"] | None
     sigma: Float[Array, " rows"] | None
@@ -70,11 +72,14 @@ def make_panel(
 
     assert outputs.prediction is not None
     prediction = outputs.prediction.astype(jnp.float32)
-    filled = prediction
-    if config.objective.reconstruction.normalize:
-        mean, deviation = patch_statistics(inputs.clean)
-        filled = prediction * deviation + mean
-    noise = predicted = None
+    reconstruction = noise = predicted = None
+    active = objectives.active(config.objective.to_dict())
+    if any("prediction" in active[name].reads for name in active.keys() - {"denoising"}):
+        filled = prediction
+        if config.objective.reconstruction.normalize:
+            mean, deviation = patch_statistics(inputs.clean)
+            filled = prediction * deviation + mean
+        reconstruction = picture(jnp.where(hidden, filled, inputs.clean))
     if config.objective.denoising.weight and inputs.noise is not None:
         noise = noise_picture(inputs.noise.scaled)
         _, scale = inputs.noise.target(config.noise.target, config.noise.sigma_max)
@@ -82,7 +87,7 @@ def make_panel(
     return Panel(
         clean=picture(inputs.clean),
         shown=picture(jnp.where(hidden, 0.0, inputs.noisy)),
-        reconstruction=picture(jnp.where(hidden, filled, inputs.clean)),
+        reconstruction=reconstruction,
         noise=noise,
         predicted_noise=predicted,
         sigma=None if inputs.noise is None else inputs.noise.sigma,

@@ -74,6 +74,11 @@ def test_png(panel):
     assert image.size[::-1] == pixels.shape[:2] and pixels.std() > 10
 
 
+def test_predictions_that_only_denoising_trains_are_no_reconstruction():
+    panel = panel_of(small_config(objective__reconstruction__weight=0.0), IMAGES)
+    assert panel.reconstruction is None and panel.predicted_noise is not None
+
+
 def test_panel_without_noise_has_no_noise_columns(predicting, panel):
     predicting(lambda inputs: inputs.clean)
     config = small_config(noise__sigma_max=0.0, objective__denoising__weight=0.0)
