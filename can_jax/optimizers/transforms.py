@@ -19,6 +19,8 @@ from can_jax.utils.registry import Registry
 OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimizer")
 # The keys of the config block `optimizer`, and the parameters of optax that they set.
 PARAMETERS = {"beta1": "b1", "beta2": "b2", "epsilon": "eps", "moment_dtype": "mu_dtype"}
+# Adafactor adds its `eps` to the square of each gradient, not to the root of the second moment.
+OTHER_EPSILON = ("adafactor",)
 MASKS = ("mask", "weight_decay_mask")
 # Optimizers whose moments and updates are finite if the gradient's norm is: moments are means of
 # gradients or of their squares, and no element of an update exceeds 1 / sqrt(1 - beta2).
@@ -89,7 +91,14 @@ def unused_settings(settings: Any) -> list[str]:
     """
     function = find_optimizer(settings.name)
     assert function is not None
-    return [key for key, name in PARAMETERS.items() if name not in parameters_of(function)]
+    return [key for key in PARAMETERS if key not in _set_by(settings, function)]
+
+
+def _set_by(settings: Any, function: Callable[..., Any]) -> dict[str, str]:
+    """Return the entries of `PARAMETERS` that set a parameter of the optimizer's function."""
+    taken = parameters_of(function)
+    other = {"epsilon"} if settings.name in OTHER_EPSILON else set()
+    return {key: name for key, name in PARAMETERS.items() if name in taken and key not in other}
 
 
 def transform(settings: Any) -> optax.GradientTransformation:
@@ -176,8 +185,10 @@ def _with_rate(settings: Any, rate: float) -> tuple[optax.GradientTransformation
     if function is None:
         raise unknown_optimizer(settings.name)
     taken = parameters_of(function)
-    arguments: dict[str, Any] = {name: settings[key] for key, name in PARAMETERS.items()}
-    arguments["mu_dtype"] = jnp.dtype(settings.moment_dtype)
+    own = _set_by(settings, function)
+    arguments: dict[str, Any] = {name: settings[key] for key, name in own.items()}
+    if "moment_dtype" in own:
+        arguments["mu_dtype"] = jnp.dtype(settings.moment_dtype)
     arguments |= {"learning_rate": rate, "weight_decay": settings.weight_decay}
     arguments |= dict.fromkeys(MASKS, decay_mask)
     arguments = {name: value for name, value in arguments.items() if name in taken}

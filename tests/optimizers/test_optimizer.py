@@ -8,7 +8,7 @@ import pytest
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.optimizers.optimizer import make_optimizer, peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
-from can_jax.optimizers.transforms import check_updates
+from can_jax.optimizers.transforms import check_updates, unused_settings
 from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
@@ -237,6 +237,21 @@ def test_memory_of_each_optimizer(name, moments):
     state = jax.eval_shape(make_optimizer(small_config(optimizer__name=name)).init, weight)
     stored = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert stored <= moments * 2 * 256 * 512 + 8 and (stored or moments < 1)
+
+
+def test_adafactor_normalizes_small_gradients():
+    """Its `eps` is added to the square of a gradient, so that of Adam would turn this off."""
+    gradient = {"kernel": jnp.full((256, 256), 1e-6)}
+    updates = [
+        optimizer.update(gradient, optimizer.init(gradient), gradient)[0]["kernel"]
+        for optimizer in (
+            make_optimizer(small_config(optimizer__name="adafactor", optimizer__weight_decay=0.0)),
+            optax.adafactor(1.0),
+        )
+    ]
+    np.testing.assert_allclose(updates[0], -updates[1], rtol=1e-5)
+    settings = small_config(optimizer__name="adafactor").optimizer
+    assert "epsilon" in unused_settings(settings)
 
 
 @pytest.mark.parametrize("name", ["sgd", "prodigy"])
