@@ -177,7 +177,7 @@ class _Walk:
         result = []
         for where, one in found:
             if collective := collective_of(one, where, self._mesh):
-                bandwidth = self._topology.bandwidth(collective.devices)
+                bandwidth = self._topology.bandwidth(collective.devices, collective.members)
                 result.append((chain_of(one), collective.moved / bandwidth))
         return result
 

@@ -286,6 +286,5 @@ def compute_seconds(
 def communication_seconds(moved: list[Collective], topology: Topology) -> float:
     """Return the total seconds of a step's collectives at the bandwidth of their networks."""
     return sum(
-        collective.times * collective.moved / topology.bandwidth(collective.devices)
-        for collective in moved
+        one.times * one.moved / topology.bandwidth(one.devices, one.members) for one in moved
     )

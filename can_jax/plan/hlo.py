@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -34,6 +35,7 @@ class Collective:
         arrays: The dtype and shape of each result on one device, such as ``bf16[1024,4096]``.
         bytes: The size in bytes of the results of one execution on one device.
         times: The number of executions in one train step.
+        members: The devices of the first group; empty if unknown.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Collective:
     arrays: tuple[str, ...]
     bytes: int
     times: int
+    members: tuple[Any, ...] = ()
 
     @property
     def moved(self) -> float:
@@ -111,7 +114,8 @@ def collective_of(
     if len(group) < 2:
         return None
     size = sum(map(bytes_of, arrays))
-    return Collective(kind, _axes(group, mesh), len(group), arrays, size, times=1)
+    members = tuple(mesh.devices.reshape(-1)[group])
+    return Collective(kind, _axes(group, mesh), len(group), arrays, size, 1, members)
 
 
 def _results(result_type: str, kind: str, *, started: bool) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -72,7 +72,13 @@ class Topology:
             return self.shape[0]
         return len(self.devices) // self.slices
 
-    def bandwidth(self, devices: int) -> float:
+    def _part(self, device: Any) -> int:
+        """Return the number of the TPU slice or the host to which a device belongs."""
+        if self.exact and not self.hosts:
+            return getattr(device, "slice_index", 0)
+        return self.devices.index(device) // self.fast_devices
+
+    def bandwidth(self, devices: int, members: Collection[Any] = ()) -> float:
         """Return the bandwidth in bytes/s of each device in a collective operation.
 
         On a TPU torus, a collective uses the smallest number of axes that connect its devices. A
@@ -81,10 +87,12 @@ class Topology:
 
         Args:
             devices: The number of devices in the group that communicates.
+            members: The devices of the group. Without ``members``, the group is assumed to be on as
+                few hosts or slices as possible.
         """
         assert self.chip.link is not None
         assert self.chip.network is not None
-        if devices > self.fast_devices:
+        if devices > self.fast_devices or len(set(map(self._part, members))) > 1:
             return self.chip.network
         if self.hosts or not self.exact:
             return self.chip.link

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -102,6 +103,9 @@ def test_bandwidth_is_that_of_the_network_that_is_needed():
     assert torus.bandwidth(64) == 10  # both slices
     hosts = Topology("h100:8x4", [None] * 32, chip, (8, 4), slices=1, exact=False)
     assert hosts.bandwidth(8) == 100 and hosts.bandwidth(16) == 10
+    hosts = dataclasses.replace(hosts, devices=list(range(32)))
+    assert hosts.bandwidth(8, range(8)) == 100
+    assert hosts.bandwidth(4, range(0, 32, 8)) == 10  # one device of each host
 
 
 def test_chips_are_known_by_the_longest_name():
