@@ -18,7 +18,7 @@ from can_jax.config.baselines import METHODS, PAPER_NOISE, changed
 from can_jax.config.durations import value_of
 from can_jax.config.resolve import resolve
 from can_jax.data.pipeline.batch import Batch, batch_shapes
-from can_jax.distributed.hardware import matmul_flops
+from can_jax.distributed.hardware import measured_peak
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.runtime import environment
 from can_jax.models.backbones import encoder_size, require_vit
@@ -160,9 +160,12 @@ def counted_flops(config: ConfigDict) -> float:
     """Return the FLOPs per image of a train step, as XLA counts them before optimization.
 
     The count includes all operations, not only matrix products. The loop over the transformer
-    blocks is unrolled and rematerialization is disabled, so that each operation is counted once.
+    blocks is unrolled, and rematerialization and microbatches are disabled, so that each operation
+    is counted once.
     """
-    config = resolve(changed(config, {"model.scan": False, "model.remat": "none"}))
+    axes = dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), 1)  # one device suffices
+    whole = {"model.scan": False, "model.remat": "none", "accumulation.microbatches": 1}
+    config = resolve(changed(config, whole | axes))
     step, mesh = make_step(config), make_mesh(config.mesh, jax.devices()[:1])
     batch = batch_shapes(config, batch_sharding(mesh))
     with jax.set_mesh(mesh):
@@ -264,9 +267,17 @@ def measure_step(
             the median of can_jax's throughput divided by PyTorch's in the same round.
 
     Raises:
-        UserError: ``peer`` is True, and either PyTorch is not installed or a setting has no
-            counterpart in the PyTorch baseline.
+        UserError: ``peer`` is True, and either PyTorch is not installed, a setting has no
+            counterpart in the PyTorch baseline, or there are several devices. Or ``parts`` is also
+            True, whose steps do other work than the PyTorch baseline.
     """
+    if peer and parts:
+        raise UserError("--peer and --parts measure different steps: run one command for each")
+    # The devices of a CPU share its cores, which PyTorch uses, too.
+    if peer and (count := jax.device_count()) > 1 and jax.default_backend() != "cpu":
+        raise UserError(
+            f"--peer compares one device, but JAX has {count}: set CUDA_VISIBLE_DEVICES=0"
+        )
     config = resolve(recipe)
     if peer:  # Both sides do the same work.
         config = resolve(changed(recipe, PEER_WORK))
@@ -280,9 +291,10 @@ def measure_step(
     results: dict[str, Any] = {}
     if peer:
         turns["peer"], results["peer"] = baseline_step(config, peer_compiled)
+    devices = make_mesh(config.mesh).size
     rates: dict[str, list[float]] = {"matmul": []}
     for _ in range(rounds):
-        rates["matmul"].append(matmul_flops(config.model.dtype))
+        rates["matmul"].append(measured_peak(config.model.dtype) * devices)
         for name, turn in turns.items():
             rates.setdefault(name, []).append(turn(seconds))
     rate = {name: statistics.median(values) for name, values in rates.items()}

@@ -134,7 +134,13 @@ def peak_flops(dtype: str) -> float:
     """
     if chip := chip_of(jax.devices()[0].device_kind):
         return chip.peak_flops
-    return matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
+    return measured_peak(dtype)
+
+
+def measured_peak(dtype: str) -> float:
+    """Measure the FLOP/s of a matrix product, per device. The devices of a CPU share its cores."""
+    shared = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return matmul_flops(dtype) / shared
 
 
 def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:

@@ -70,7 +70,7 @@ def test_command_with_mistakes():
 
 def test_command_prints_json_and_reads_no_data(recipe, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-    monkeypatch.setattr(step, "matmul_flops", functools.partial(matmul_flops, size=64))
+    monkeypatch.setattr(step, "measured_peak", functools.partial(matmul_flops, size=64))
     done = main_in_process(
         "can_jax.benchmark", "step", f"--config={recipe}", "--config.data.source=folder",
         "--config.objective.contrastive.weight=0.0", "--config.objective.denoising.weight=0.0",
