@@ -23,6 +23,7 @@ from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, same_settings, settin
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.pretrain import pretrain
 from can_jax.train.start import make_directory
+from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
 
 WAIT_SECONDS = 10.0  # The interval at which to poll runs that other processes train.
@@ -92,6 +93,26 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "environment": environment(make_mesh(run.config.mesh)),
     }
     return result, pictures
+
+
+def check_data(name: str, result: Result, results: epath.Path) -> None:
+    """Check that a new result is of the same data as the stored ones.
+
+    Args:
+        name: The name of the run, for the message.
+        result: The result to store.
+        results: The folder of the stored results.
+
+    Raises:
+        UserError: The data differs.
+    """
+    for path in sorted(results.glob("*.json")):
+        stored = json.loads(path.read_text()).get("data")
+        if stored is not None and stored != result["data"]:
+            raise UserError(
+                f"{name} was evaluated on other data than {path}: give the original "
+                "--config.recipe.data, or another --workdir and --results"
+            )
 
 
 def _work_of(config: Mapping[str, Any], flops_per_image: int) -> tuple[str, float]:
@@ -203,6 +224,7 @@ class Driver:
                 self._say(f"{run.arm.name}, learning rate {rate:g}, seed {run.config.seed}")
                 pretrain(run.config, workdir)
                 result, pictures = conclude(self.plan, run, workdir)
+                check_data(run.name, result, self.results)
                 self.results.mkdir(parents=True, exist_ok=True)
                 for name, content in pictures.items():
                     (self.results / f"{run.name}-{name}").write_bytes(content)

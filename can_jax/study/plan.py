@@ -132,6 +132,11 @@ class Plan:
                     f"config.arms: {arm.name!r}: `changes` cannot set the seed; `seeds`=N "
                     "gives N runs, with the seeds from 0 to N - 1"
                 )
+            if arm.equal_flops and value_of(self._recipe, "total_minutes") is not None:
+                raise UserError(
+                    f"config.arms: {arm.name!r}: equal_flops=True needs a length in steps, epochs "
+                    "or images, but config.recipe.total_minutes is set"
+                )
             if arm.tuned and RATE in self.changes(arm):
                 raise UserError(
                     f"config.arms: {arm.name!r}: `changes`, or those of `like`, set {RATE}, but "

@@ -5,7 +5,9 @@ import os
 
 from etils import epath
 
+from can_jax.config.resolve import from_json
 from can_jax.evaluate.reports.markdown import code, fill, link, table
+from can_jax.models.backbones import encoder_size
 from can_jax.study.driver import Driver
 from can_jax.study.measures import Result
 from can_jax.study.plan import Arm
@@ -71,8 +73,8 @@ class Report:
 
     def _setting(self) -> str:
         first, results = self._reference[0], self._driver.results
-        config, examples = first["config"], first["examples"]
-        model, (height, width) = config["model"], config["data"]["image_size"]
+        config, examples = from_json(json.dumps(first["config"])), first["examples"]
+        size, (height, width) = encoder_size(config.model), config.data.image_size
         command = (
             f"python -m can_jax.study --config=study/{self._plan.name} --results={results} "
             f"--report={self._page}"
@@ -83,8 +85,8 @@ class Report:
             "The evaluation {protocol} uses {train} training images and {test} test images. "
             "{command} writes this page from the files in {results}, which hold the configuration, "
             "commit and machine of each run. ± is the standard deviation over seeds.",
-            size=f"{height} x {width}", width=model["width"], depth=model["depth"],
-            patch=model["patch_size"], steps=first["steps"], batch=config["batch_size"],
+            size=f"{height} x {width}", width=size.width, depth=size.depth,
+            patch=config.model.patch_size, steps=first["steps"], batch=config.batch_size,
             train=f"{examples['train']:,}", test=f"{examples['test']:,}",
             protocol=code(self._plan.evaluation.protocol), command=code(command),
             results=link(code(results), self._from_page(results)),

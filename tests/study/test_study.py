@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from can_jax.evaluate.config import default_evaluation
 from can_jax.monitoring.console import duration
 from can_jax.study import plots
-from can_jax.study.driver import Driver, curves_of
+from can_jax.study.driver import Driver, check_data, curves_of
 from can_jax.study.plan import Plan, settings_of
 from can_jax.study.report import Report
 from can_jax.train.flops import train_flops_per_image as flops
@@ -295,6 +295,22 @@ def test_our_results_are_those_of_the_shipped_study(name, reference, tmp_path):
     found = driver.made(driver.plan.arms[reference])
     assert [result["seed"] for result in found] == [0, 1, 2]
     assert {result["learning_rate"] for result in found} == {2e-3}
+
+
+def test_results_of_other_data_do_not_share_a_folder(tmp_path):
+    (tmp_path / "cost.json").write_text('{"milliseconds": {}}')
+    (tmp_path / "can-0.json").write_text(json.dumps({"data": {"train": "a", "test": "b"}}))
+    check_data("can-1", {"data": {"train": "a", "test": "b"}}, epath.Path(tmp_path))
+    with pytest.raises(UserError, match=r"can-1 was evaluated on other data than .*can-0\.json"):
+        check_data("can-1", {"data": {"train": "a", "test": "c"}}, epath.Path(tmp_path))
+
+
+def test_equal_flops_need_a_length_that_flops_scale():
+    arm = {"name": "equal", "group": "", "like": "CAN", "equal_flops": True}
+    study = small_study(arms=(*small_study().arms, arm))
+    study.recipe.update(total_steps=None, total_minutes=5.0)
+    with pytest.raises(UserError, match="'equal': equal_flops=True needs a length in steps"):
+        Plan(study)
 
 
 def test_rates_go_on_until_the_best_is_between_others(tmp_path):
