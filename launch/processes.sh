@@ -72,7 +72,8 @@ start() {
   local number=$1
   shift
   local gpu=${gpus[number]:-$number}
-  if [ "${CUDA_VISIBLE_DEVICES:-}" = -1 ]; then gpu=-1; fi
+  # An empty list hides all GPUs, as -1 does.
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ] && [ "${CUDA_VISIBLE_DEVICES:--1}" = -1 ]; then gpu=-1; fi
   local command=("${PYTHON:-python3}" -m can_jax.main --coordinator="127.0.0.1:$port"
     --processes="$count" --process="$number" "$@")
   if on DRY_RUN; then

@@ -192,7 +192,7 @@ def test_processes_know_their_numbers_and_their_gpus(tmp_path, stand_in):
 
 @pytest.mark.parametrize(
     ("visible", "gpus"),
-    [("6,GPU-8f,2", ["GPU 6", "GPU GPU-8f"]), ("", ["GPU 0", "GPU 1"]), ("-1", ["GPU -1"] * 2)],
+    [("6,GPU-8f,2", ["GPU 6", "GPU GPU-8f"]), ("", ["GPU -1"] * 2), ("-1", ["GPU -1"] * 2)],
 )
 def test_processes_share_the_devices_that_were_given(tmp_path, stand_in, visible, gpus):
     stand_in("python", "echo GPU $CUDA_VISIBLE_DEVICES")
