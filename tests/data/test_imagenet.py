@@ -105,6 +105,22 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
         imagenet.write_shards(out, "train", images, list(CLASSES), 3)
 
 
+def test_validation_images_are_labeled_by_the_numbers_in_their_names(official, tmp_path, prepare):
+    """The order of the names is another one here, as that of `10.JPEG` and `2.JPEG`."""
+    (official / VAL_TAR).unlink()
+    (official / "val").mkdir()
+    for number, image in zip((1, 2, 3, 4, 5), VAL, strict=True):
+        (official / "val" / f"{10 ** (5 - number)}_{number}.JPEG").write_bytes(image)
+    prepare(official, tmp_path / "out", shards=1, partial=True)
+    val = [(image, CLASSES.index(WNID_OF[i])) for image, i in zip(VAL, VAL_IDS, strict=True)]
+    assert contents(tmp_path / "out", "val") == sorted(val)
+
+
+def test_folder_of_the_source_is_not_the_target(official, prepare):
+    with pytest.raises(UserError, match=r"TO=.* is FROM: give another folder"):
+        prepare(official, official, shards=3, partial=True)
+
+
 def test_shards_with_stale_labels_are_refused(tmp_path):
     """A corrected list of labels, and images moved between classes, leave the names in order."""
     files = {name: tmp_path / name for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png")}

@@ -61,6 +61,8 @@ def write_imagenet(
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; --help describes what FROM must contain")
+    if target is not None and target.resolve() == root.resolve():
+        raise UserError(f"TO={target} is FROM: give another folder; to index TFRecords, omit TO")
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
         if target is not None:
             print(f"{root} contains TFRecords, which are indexed in place: {target} is not used")

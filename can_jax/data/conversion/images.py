@@ -106,6 +106,9 @@ def _with_devkit_labels(
 ) -> list[Image]:
     """Return copies of the images, with class names from the development kit.
 
+    If the numbers in the names are those of the labels, they decide; `2.JPEG` can be sorted after
+    `10.JPEG`. Otherwise the labels are in the order of the names.
+
     Args:
         devkit: The path of the development kit.
         images_path: The path of the tar or folder that contains the images.
@@ -117,6 +120,10 @@ def _with_devkit_labels(
             ``partial`` is False or an image name ends in no label number.
     """
     labels = labels_of_devkit(devkit)
+    matches = [NUMBER.search(image.name) for image in images]
+    numbers = [int(match[1]) if match else 0 for match in matches]
+    if sorted(numbers) == list(range(1, len(labels) + 1)):
+        return _labeled(images, [labels[number - 1] for number in numbers])
     if len(labels) == len(images):
         return _labeled(images, labels)
     if not partial:
@@ -124,8 +131,6 @@ def _with_devkit_labels(
             f"{images_path} has {len(images)} images, but {devkit.name} has {len(labels)} labels; "
             "check that both downloads are complete, or accept the images with --partial"
         )
-    matches = [NUMBER.search(image.name) for image in images]
-    numbers = [int(match[1]) if match else 0 for match in matches]
     for image, number in zip(images, numbers, strict=True):
         if not 1 <= number <= len(labels):
             raise UserError(
