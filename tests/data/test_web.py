@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from can_jax.data.sources.registry import open_source
+from can_jax.data.storage.mirror import mirrored
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.losses import losses_of
 from tests.helpers.photos import PHOTOS, READ, STREAM, STREAMED, write_photos
+from tests.helpers.runs import main_in_process
 from tests.helpers.web_server import serve
 
 pytest.importorskip("obstore")
@@ -90,6 +92,17 @@ def test_streams_from_the_hub(photos, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
         there = losses_of(source="webdataset", path=f"{HUB}/tars.gz", **STREAM)
     assert there == losses_of(source="webdataset", path=f"{photos}/tars.gz", **STREAM)
+
+
+def test_index_of_a_web_server_is_written_and_read_elsewhere(photos):
+    with serve(photos) as port:
+        data = f"http://127.0.0.1:{port}/{SHARDS['tars']}"
+        done = main_in_process("can_jax.data.index", data)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "cannot be written: give a local folder with --out" in done.stderr
+        assert "examples indexed" not in done.stdout  # before any image is examined
+        with pytest.raises(UserError, match="an index cannot be read from a web server; download"):
+            mirrored(f"http://127.0.0.1:{port}/tars/.can_jax_index/train")
 
 
 def test_server_that_fails_loses_nothing(photos, monkeypatch):

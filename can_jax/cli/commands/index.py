@@ -10,6 +10,7 @@ Re-running an interrupted command resumes it.
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from can_jax.data.storage.mirror import upload, work_folder
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import check_directory
+from can_jax.utils.files import BUCKETS, check_directory
 from can_jax.utils.progress import phase
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
@@ -109,6 +110,8 @@ def main(path: str) -> None:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
     out = _OUT.value or os.path.join(root, FOLDER, split)
+    if is_remote(out) and urlsplit(out).scheme not in (*BUCKETS, "memory"):
+        raise UserError(f"{shown(out)} cannot be written: give a local folder with --out")
     folder = work_folder(out, "indexing") if is_remote(out) else Path(out)
     with phase("building the index"):
         build_index(
@@ -131,7 +134,8 @@ def _value_range(values: list[str] | None) -> Range:
     try:
         return check_range(None if values is None else tuple(map(float, values)))
     except ValueError as error:
-        raise UserError(f"--range={','.join(values or ())}: give LOW,HIGH, two numbers") from error
+        given = ",".join(values or ())
+        raise UserError(f"--range={given}: give LOW,HIGH, two numbers, LOW below HIGH") from error
 
 
 def guess_source(path: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from absl import logging
 
@@ -36,8 +37,14 @@ def mirrored(url: str) -> Path:
     copied if no copy exists, or if any file has changed since the last copy.
 
     Raises:
-        UserError: A file cannot be read, or the local folder cannot be written.
+        UserError: A file cannot be read, the local folder cannot be written, or the folder is on a
+            web server, which does not list its files.
     """
+    if urlsplit(url).scheme in ("http", "https"):
+        raise UserError(
+            f"{shown(url)}: an index cannot be read from a web server; download it, and set "
+            "config.data.index to the local folder"
+        )
     try:
         files = sorted(patiently(lambda: remote.inside(url))[1])
         version = digest_of_bytes(repr(files).encode()).hex()
