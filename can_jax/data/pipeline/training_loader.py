@@ -155,7 +155,7 @@ class Loader(Iterator[Batch]):
         states: States | None = None,
         contents: Contents | None = None,
     ):
-        self._skip_limit, self._slices = skip_limit, share.count
+        self._skip_limit, self._slice = skip_limit, share.index
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [chunks.elements(dataset)]
         # Clearing the list stops tf.data's reader threads, which would otherwise hang at exit.
@@ -179,9 +179,12 @@ class Loader(Iterator[Batch]):
 
     def skipped_by_all(self) -> int:
         """Return the number of images that all processes have skipped. Collective."""
-        skipped = gather("skipped images", np.int64(self.skipped))
-        # Processes along the mesh axis `tensor` load the same images.
-        return int(skipped.sum()) * self._slices // len(skipped)
+        skipped: dict[int, int] = {}  # by slice; processes along the axis `tensor` share one
+        for index, count in gather(
+            "skipped images", np.array([self._slice, self.skipped])
+        ).tolist():
+            skipped[index] = max(count, skipped.get(index, 0))
+        return sum(skipped.values())
 
     @property
     def state(self) -> States:
