@@ -14,6 +14,7 @@ from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import DURATIONS, value_of
 from can_jax.config.resolve import from_json, to_json, within
 from can_jax.data.fingerprint import differences
+from can_jax.models.patch_embed import embedding_kind
 from can_jax.utils.errors import UserError
 from can_jax.utils.nested import flatten
 from can_jax.utils.renamed import with_new_names
@@ -68,7 +69,7 @@ def with_stored(
 
 
 def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()) -> None:
-    """Check that a resumed run keeps its seed, batch size and data settings.
+    """Check that a resumed run keeps its seed, batch size, data settings and patch embedding.
 
     Args:
         config: The resolved configuration of the resumed run.
@@ -76,9 +77,16 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
         allowed: The names of the settings that may differ: ``seed``, ``batch_size`` or ``data``.
 
     Raises:
-        UserError: A setting differs, and ``allowed`` does not name it.
+        UserError: A setting differs, and ``allowed`` does not name it, or the patch embedding
+            differs.
     """
     began = from_json(stored)
+    before, now = embedding_kind(began), embedding_kind(config)
+    if before != now:
+        raise UserError(
+            f"config.model.patch_embed={now}, but this run was trained with {before}, whose map is "
+            f"part of the checkpoints. Give {before}, or another --workdir"
+        )
     for name, keys in CHANGES.items():
         if name in allowed:
             continue

@@ -33,7 +33,7 @@ def parameter_count(config: ConfigDict) -> int:
 
 
 def can_estimate(config: ConfigDict) -> bool:
-    """Return whether `step_bytes` knows the activations of the backbone."""
+    """Return whether `step_bytes` can estimate the activations of the backbone."""
     return config.model.backbone == "vit"
 
 

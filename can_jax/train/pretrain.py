@@ -276,12 +276,6 @@ def continued(
     of_pretraining = read_identity(workdir) is None
     if of_pretraining and has_checkpoints(workdir):
         check_changes(config, stored, allowed)
-        began, now = (embedding_kind(of) for of in (resolve(from_json(stored)), config))
-        if began != now:
-            raise UserError(
-                f"config.model.patch_embed={now}, but this run was trained with {began}, whose map "
-                f"is part of the checkpoints. Give {began}, or another --workdir"
-            )
     return config
 
 
