@@ -185,9 +185,10 @@ class _Group:
 
     def _follows_its_companions(self, stem: str) -> bool:
         """Return whether all earlier images of the group, such as masks, accompany an image."""
-        middle, earlier = self._middle(stem), [self._middle(other) for other in self._stems]
-        if not earlier or self._given or middle.lower() in ROLES:
+        middle = self._middle(stem)
+        if not self._stems or self._given or middle.lower() in ROLES:
             return False
+        earlier = map(self._middle, self._stems)  # lazy, since a tar can be one group
         if not middle:
             return all(map(WORD.fullmatch, earlier))
         return all(word.lower() in ROLES for word in earlier)

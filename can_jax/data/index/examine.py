@@ -41,7 +41,7 @@ from can_jax.utils.tensorflow import tensorflow
 from can_jax.utils.workers import Workers
 
 UNIT = 200  # files of a folder that are examined together
-PART_FORMAT = 2  # the version of stored parts; parts of other versions are not reused
+PART_FORMAT = 3  # the version of stored parts; parts of other versions are not reused
 VERIFY = ("decode", "read", "none")
 
 
