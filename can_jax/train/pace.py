@@ -100,8 +100,8 @@ class Pace:
     ):
         """Start the clock of a new or resumed timed run.
 
-        A run that had no time limit before has used its training time, and is at the position of a
-        run that had the limit from the start.
+        The training time of a run without an earlier time limit counts as used. Its schedule
+        position is the used fraction of the limit.
 
         Args:
             workdir: The run directory, in which the time used is stored.
@@ -114,8 +114,8 @@ class Pace:
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
-        if stored is None and not used.seconds:
-            used = used._replace(seconds=trained)
+        if stored is None:
+            used = used._replace(seconds=max(used.seconds, trained))
         self._began = began - used.seconds
         stored = stored or {"position": TIMED_STEPS * min(trained / seconds, 1.0)}
         position = float(stored.get("position", 0.0))
