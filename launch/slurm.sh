@@ -21,8 +21,9 @@
 #
 # Five minutes before the time limit SLURM sends SIGTERM. The processes save after the same step and
 # exit with code 75; the script requeues the job, which then resumes. It also requeues after code
-# 143 (SIGTERM before the first line of the program). After an unexpected error or a hang (code 70),
-# it requeues the job only if the job was requeued fewer than RETRIES times, 3 by default.
+# 143 (SIGTERM before the first line of the program). After an unexpected error or a hang (code 70,
+# or 142 if C code held the interpreter), it requeues the job only if the job was requeued fewer than
+# RETRIES times, 3 by default.
 #
 # PYTHON is the interpreter. DRY_RUN=1 prints the commands instead of running them.
 set -u
@@ -49,7 +50,7 @@ code=$?
 again=
 case $code in
   75 | 143) again=preempted ;;
-  70) if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRIES:-3}" ]; then again="unexpected error"; fi ;;
+  70 | 142) if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRIES:-3}" ]; then again="unexpected error"; fi ;;
 esac
 if [ -n "$again" ] || on DRY_RUN; then
   echo "${again:-preempted}: requeued" >&2

@@ -233,7 +233,7 @@ def test_dry_run_of_processes():
 @pytest.mark.parametrize(
     ("code", "before", "queued"),
     [(0, 0, False), (1, 0, False), (130, 0, False), (75, 9, True), (143, 9, True), (70, 2, True),
-     (70, 3, False)],
+     (70, 3, False), (142, 2, True), (142, 3, False)],
 )  # fmt: skip
 def test_slurm_job_is_queued_again_if_that_may_help(tmp_path, stand_in, code, before, queued):
     stand_in("srun", f"exit {code}")
