@@ -22,7 +22,8 @@ def copies(
 
     Files are duplicates if their bytes are equal. If the indexes of both splits hold content
     digests, all examples are compared. Without content digests, a sample of the test files is
-    compared with up to `CANDIDATES` training files of the same size in bytes, or of unknown size.
+    compared with up to `CANDIDATES` training files: those of the same size in bytes, then those of
+    unknown size. Copies among further files are not found.
 
     If one of the splits is an in-memory array, a sample of the images is compared by pixels instead
     of file content. If both splits read the same files, examples with equal indices are duplicates
@@ -94,9 +95,12 @@ def _copied_files(
     sizes, wanted = train.byte_sizes(train_examples), test.byte_sizes(sample)
     if sizes is None or wanted is None:
         return none, none
-    possible = np.isin(sizes, wanted) | (sizes < 0) | (wanted < 0).any()
-    candidates = train_examples[possible]
-    candidates = candidates[spread(len(candidates), CANDIDATES)]
+    same_size = np.isin(sizes, wanted[wanted >= 0])
+    unknown = ~same_size & ((sizes < 0) | (wanted < 0).any())
+    candidates = train_examples[same_size][spread(int(same_size.sum()), CANDIDATES)]
+    if room := CANDIDATES - len(candidates):
+        others = train_examples[unknown]
+        candidates = np.concatenate([candidates, others[spread(len(others), room)]])
     train_digests = {digest_of_bytes(image) for image in train.read(candidates)[0] if image}
     same = [digest_of_bytes(image) in train_digests for image in test.read(sample)[0]]
     return sample[np.array(same, bool)], sample

@@ -97,8 +97,8 @@ class IndexedSource(Source):
         """Return the size of each encoded image in bytes; -1 if unknown, as in records, which have
         further features.
 
-        The result is None if finding the sizes requires requests to an object store, or system
-        calls for more than `STATED` files.
+        The result is None for records in an object store, and if finding the sizes requires
+        requests to an object store, or system calls for more than `STATED` files.
         """
         if self._parse is None:
             return self._sizes(examples)
