@@ -51,7 +51,8 @@ def write_failed_step(
     }
     with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **parts)
-    if jax.process_index() == 0:  # of an earlier failure; a step that is there is not saved again
+    # The manager saves no step twice, so the state of an earlier failure at this step is removed.
+    if jax.process_index() == 0:
         (folder / "state").rmtree(missing_ok=True)
     gather("the folder of the failed step", np.int32(0))
     with contextlib.closing(Checkpointer(folder / "state", keep_last=1)) as checkpoints:

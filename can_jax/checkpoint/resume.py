@@ -84,8 +84,9 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
     before, now = embedding_kind(began), embedding_kind(config)
     if before != now:
         raise UserError(
-            f"config.model.patch_embed={now}, but this run was trained with {before}, whose map is "
-            f"part of the checkpoints. Give {before}, or another --workdir"
+            f"config.model.patch_embed is {now} now, but this run was trained with {before}, whose "
+            f"map is part of the checkpoints: give --config.model.patch_embed={before}, or another "
+            "--workdir"
         )
     for name, keys in CHANGES.items():
         if name in allowed:

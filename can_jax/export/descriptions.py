@@ -143,7 +143,7 @@ def pooler(width: int) -> dict[str, np.ndarray]:
 def huggingface_processor(model: Model) -> dict[str, Any]:
     """Return the content of `preprocessor_config.json`.
 
-    `docs/weights.md` lists two differences between this preprocessing and that of evaluations.
+    `docs/weights.md` lists three differences between this preprocessing and that of evaluations.
     """
     side, augment = model.config.data.image_size[0], model.config.augment
     return {

@@ -130,7 +130,8 @@ class Log(Callback):
         self._writer.checkpoint(step, self._checkpoints / str(step))
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Write the metrics and timings of a step, and print a status line. Collective."""
+        """Write the metrics and timings of a step, and print a status line. Collective: every
+        process must call this."""
         window = clock.window()
         with clock.paused():
             peak = self._peak

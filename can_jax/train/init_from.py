@@ -126,9 +126,9 @@ def _refuse_other_encoder(source: str, theirs: Flat, ours: Flat, taken: set[str]
             for arrays in (theirs, ours)
         ]
         raise UserError(
-            f"config.init_from={source}: {len(other)} arrays of the encoder do not fit this model, "
-            f"such as {other[0]}: {shapes[0]} in the weights, {shapes[1]} here; set config.model "
-            "to the architecture of the weights"
+            f"config.init_from={source}: arrays of the encoder that do not fit this model: "
+            f"{len(other)}, such as {other[0]}, {shapes[0]} in the weights, {shapes[1]} here; set "
+            "config.model to the architecture of the weights"
         )
 
 

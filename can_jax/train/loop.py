@@ -71,7 +71,8 @@ class Logger(Protocol):
     report: console.Reporter
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Write the metrics of a step and print a status line."""
+        """Write the metrics of a step and print a status line. Collective: every process must call
+        this."""
         ...
 
     def saved(self, step: int) -> None:

@@ -133,9 +133,8 @@ def restore_or_begin(
     if before not in (None, now):
         logging.warning(
             "config.batch_size was %d until step %d and is %d now: the epoch, the number of "
-            "examples, the length of the run and the place in the data are those of a run that had "
-            "%d from the start",
-            before, first, now, now,
+            "examples, the data position and a length in epochs or images are recomputed with it",
+            before, first, now,
         )  # fmt: skip
     progress.stream = stream
     return first, state, progress

@@ -6,8 +6,8 @@ r"""Why the paper's denoising branch does not learn in short runs, on CIFAR-10.
 A small network reconstructs and denoises one view per image, without the contrastive loss. The
 arms change the target of the denoising loss, the output layer and the patch embedding.
 
-Hardware: two CPU cores, about one minute of CPU time per run. Re-running the command resumes the
-study.
+Hardware: two CPU cores; 39 runs take about one minute of CPU time each. Re-running the command
+resumes the study.
 Result: `docs/study_denoising.md`.
 """
 

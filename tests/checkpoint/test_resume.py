@@ -152,7 +152,10 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path, caplog):
     ("changes", "message"),
     [
         (["model.width=48", "total_steps=12"], "belongs to another model"),
-        (["model.patch_embed=dct"], "patch_embed=dct, but this run was trained with whitened, who"),
+        (
+            ["model.patch_embed=dct"],
+            "patch_embed is dct now, but this run was trained with whitened",
+        ),
         (["seed=7"], "config.seed=7, but this run was trained with 0"),
         (["batch_size=8"], "--allow_changes=batch_size"),
         (["data.split=test"], "--allow_changes=data"),

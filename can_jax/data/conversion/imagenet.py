@@ -56,8 +56,8 @@ def write_imagenet(
             nodes of a cluster must have ``root`` and ``target`` mounted under the same paths.
 
     Raises:
-        UserError: The data is missing, damaged or in an unknown layout; or ``target`` is None, not
-            writable or too full, or holds shards from another conversion.
+        UserError: The data is missing, damaged or in an unknown layout; or ``target`` is None,
+            ``root``, not writable or too full, or holds shards from another conversion.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; --help describes what FROM must contain")

@@ -64,9 +64,8 @@ def find_val(root: Path, partial: bool = False) -> list[Image]:
 
     Args:
         root: The folder with the official tar, or with the folder `val/`.
-        partial: Whether to accept fewer or more images than the development kit has labels. If
-            the numbers of images and labels differ, each image is labeled by the number at the end
-            of its name.
+        partial: Whether to accept fewer or more images than the development kit has labels. Each
+            image is then labeled by the number at the end of its name.
 
     Raises:
         UserError: A file is damaged, the tar contains a link or a sparse file, only some images are

@@ -31,7 +31,7 @@ class Order:
         sizes: The number of examples in each part.
         weights: The relative sampling weight of each part, above 0. The cycle of a mixture has
             about `CYCLE` positions. A part's number of positions in the cycle is `CYCLE` times its
-            normalized weight, rounded up or down. A part below 1 gets 1 or 2 positions.
+            normalized weight, rounded up or down. If the product is below 1, the part gets 1 or 2.
         version: The version of the ordering algorithm, by default `VERSION`, the newest.
 
     Raises:

@@ -178,7 +178,8 @@ class Loader(Iterator[Batch]):
         return self.seen
 
     def skipped_by_all(self) -> int:
-        """Return the number of images that all processes have skipped. Collective."""
+        """Return the number of images that all processes have skipped. Collective: every process
+        must call this."""
         skipped: dict[int, int] = {}  # by slice; processes along the axis `tensor` share one
         for index, count in gather(
             "skipped images", np.array([self._slice, self.skipped])
