@@ -129,8 +129,8 @@ def restore_or_begin(
     check_stream(progress.stream, stream, first, training.allowed)
     checkpoints.set_aside_refused()
     report.say(f"resumed from the checkpoint of step {first}")
-    before, now = progress.stream.get("batch_size"), stream["batch_size"]
-    if before not in (None, now):
+    before, now = (of.get("batch_size") for of in (progress.stream, stream))
+    if None not in (before, now) and before != now:
         logging.warning(
             "config.batch_size was %d until step %d and is %d now: the epoch, the number of "
             "examples, the data position and a length in epochs or images are recomputed with it",

@@ -105,7 +105,7 @@ def test_nothing_in_any_shard_is_one_line(tmp_path, suffix):
 def test_members_of_an_example_in_a_tar(tmp_path):
     members = [
         ("a/0001.txt", b"caption"), ("a/0001.jpg", b"one"), ("a/0001.cls", b"7\n"),
-        ("a/0002.cls", b"8"), ("a/0002.seg.png", b"two"), ("a/0002.png", b"second"),
+        ("a/0002.cls", b"8"), ("a/0002.seg.png", b"mask"), ("a/0002.png", b"two"),
         ("b/0002.JPEG", b"three"), ("b/.0003.jpg", b"hidden"), ("b/0004.json", b"{}"),
         ("b/0005.cls", b"no number"), ("b/0005.webp", b"four"),
     ]  # fmt: skip
