@@ -32,8 +32,8 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "weight 0.3": {"objective.contrastive.weight": 0.3},
         "temperature 0.2": {"objective.contrastive.temperature": 0.2},
     },
-    "noise level": {"added to visible patches only": {"noise.level_tokens": "visible"}},
-    "reconstruction": {"targets not normalized": {"objective.reconstruction.normalize": False}},
+    "noise level": {"noise level at visible patches": {"noise.level_tokens": "visible"}},
+    "reconstruction": {"plain pixels as targets": {"objective.reconstruction.normalize": False}},
 }
 
 
