@@ -133,6 +133,12 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def whole_batch(rows: int, mesh: Mesh) -> int:
+    """Return the smallest multiple of `batch_shards` that is at least ``rows``."""
+    shards = batch_shards(mesh)
+    return -(-rows // shards) * shards
+
+
 def constrain_batch_sharding(x: Array) -> Array:
     """Constrain an array to the batch sharding, in which only the first axis is split.
 

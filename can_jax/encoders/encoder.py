@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.config.pretrained import FEATURES, encoder_table, resolve_blocks
 from can_jax.config.resolve import as_size
-from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
+from can_jax.distributed.mesh import batch_sharding, make_mesh, whole_batch
 from can_jax.encoders.images import checked, preprocess
 from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder
 from can_jax.models.backbones import encoder_size, encoder_width
@@ -69,8 +69,7 @@ class Encoder:
         self.mean: tuple[float, ...] = config.augment.mean
         self.std: tuple[float, ...] = config.augment.std
         self.step: int | None = subject.identity["step"]
-        self._shards = batch_shards(mesh)
-        self.batch_size: int = -(-batch_size // self._shards) * self._shards
+        self.batch_size: int = whole_batch(batch_size, mesh)
         self._subject, self._mesh = subject, mesh
         self._pooled = jax.jit(subject.features)
         self._tokens = jax.jit(lambda p, images: subject.tokens(p, images).astype(jnp.float32))
@@ -167,8 +166,8 @@ class Encoder:
         of the number of batch shards. The padding limits the number of batch sizes for which
         ``compute`` is compiled.
         """
-        rows = min(1 << (len(images) - 1).bit_length(), self.batch_size)
-        rows = -(-rows // self._shards) * self._shards
+        power = min(1 << (len(images) - 1).bit_length(), self.batch_size)
+        rows = whole_batch(power, self._mesh)
         padding = [(0, rows - len(images)), (0, 0), (0, 0), (0, 0)]
         with jax.set_mesh(self._mesh):
             placed = jax.device_put(np.pad(images, padding), batch_sharding(self._mesh))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from can_jax.data.evaluation.examples import EvaluationSet
-from can_jax.distributed.mesh import batch_shards, replicated
+from can_jax.distributed.mesh import replicated, whole_batch
 from can_jax.distributed.process_slice import slice_of_process
 from can_jax.utils.progress import phase
 
@@ -45,9 +45,8 @@ class FeatureExtractor:
     """
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, batch_size: int):
-        shards = batch_shards(mesh)
         self._mesh = mesh
-        self._share = slice_of_process(mesh, -(-batch_size // shards) * shards)
+        self._share = slice_of_process(mesh, whole_batch(batch_size, mesh))
 
         def whole(state: Any, images: Any, *facts: Any) -> Any:
             return function(state, images), *facts

@@ -15,7 +15,7 @@ from can_jax.data.evaluation.pairs import open_own
 from can_jax.data.pipeline.training_loader import TrainingLoader
 from can_jax.data.sources.labels import has_labels
 from can_jax.data.sources.registry import open_source
-from can_jax.distributed.mesh import batch_shards, replicated
+from can_jax.distributed.mesh import replicated, whole_batch
 from can_jax.evaluate.page import picture
 from can_jax.evaluate.protocols.base import TEMPERATURE, EvalProtocol
 from can_jax.evaluate.reports.pictures import pca_maps
@@ -176,8 +176,7 @@ def two_views(context: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]
     """
     config = context.subject.config.copy_and_resolve_references()
     with config.unlocked():
-        shards = batch_shards(context.mesh)
-        config.batch_size = -(-context.config.batch_size // shards) * shards
+        config.batch_size = whole_batch(context.config.batch_size, context.mesh)
         config.augment.views = 2
     source = open_source(config.data, config.data.split)
     steps = max(1, min(count, source.examples) // config.batch_size)
