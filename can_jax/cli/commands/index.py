@@ -10,7 +10,6 @@ Re-running an interrupted command resumes it.
 import os
 import shutil
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -26,10 +25,10 @@ from can_jax.data.sources.folder import classes_of, images_of_split
 from can_jax.data.sources.shards import locate_shards
 from can_jax.data.sources.tfds import locate_tfds
 from can_jax.data.storage.mirror import upload, work_folder
-from can_jax.data.storage.remote import is_remote
+from can_jax.data.storage.remote import can_write, is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import BUCKETS, check_directory
+from can_jax.utils.files import check_directory
 from can_jax.utils.progress import phase
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
@@ -110,7 +109,7 @@ def main(path: str) -> None:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
     out = _OUT.value or os.path.join(root, FOLDER, split)
-    if is_remote(out) and urlsplit(out).scheme not in (*BUCKETS, "memory"):
+    if is_remote(out) and not can_write(out):
         raise UserError(f"{shown(out)} cannot be written: give a local folder with --out")
     folder = work_folder(out, "indexing") if is_remote(out) else Path(out)
     with phase("building the index"):

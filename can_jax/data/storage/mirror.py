@@ -7,7 +7,6 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from absl import logging
 
@@ -40,7 +39,7 @@ def mirrored(url: str) -> Path:
         UserError: A file cannot be read, the local folder cannot be written, or the folder is on a
             web server, which does not list its files.
     """
-    if urlsplit(url).scheme in ("http", "https"):
+    if not remote.can_list(url):
         raise UserError(
             f"{shown(url)}: an index cannot be read from a web server; download it, and set "
             "config.data.index to the local folder"

@@ -80,6 +80,11 @@ def can_list(url: str) -> bool:
     return urlsplit(url).scheme not in WEB
 
 
+def can_write(url: str) -> bool:
+    """Return whether an object can be written at a URL, which requires a bucket."""
+    return urlsplit(url).scheme in (*BUCKETS, "memory")
+
+
 def size(url: str) -> int:
     """Return the size in bytes of a remote object.
 
@@ -143,7 +148,7 @@ def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwr
         OSError: The server refuses the write, or the request fails.
         UserError: The URL is not in a bucket, or `obstore` is not installed.
     """
-    if urlsplit(url).scheme not in (*BUCKETS, "memory"):
+    if not can_write(url):
         supported = ", ".join(f"{name}://" for name in BUCKETS)
         raise UserError(f"{url} cannot be written; only {supported} can be written")
     obstore, place = _library(), _place(url)
