@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from can_jax.config.defaults import RECIPE
@@ -103,7 +104,8 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
 def check_stream(
     stored: dict[str, Any], current: dict[str, Any], step: int, allowed: Collection[str] = ()
 ) -> None:
-    """Check that a resumed run uses the seed, batch size and data of its checkpoint.
+    """Check that a resumed run uses the seed, batch size and data of its checkpoint. Warn of the
+    consequences of an allowed change of the batch size.
 
     Args:
         stored: The ``seed``, the ``batch_size`` and the data fingerprint ``data`` in the
@@ -117,9 +119,18 @@ def check_stream(
         UserError: The seed, the batch size or the data differs, and ``allowed`` does not name it.
     """
     for name in CHANGES:
-        if name not in stored or name in allowed:
+        if name not in stored:
             continue
         old, new = stored[name], current[name]
+        if name in allowed:
+            if name == "batch_size" and old != new:
+                logging.warning(
+                    "config.batch_size was %d until step %d and is %d now: the epoch, the number "
+                    "of examples, the data position and a length in epochs or images are "
+                    "recomputed with it",
+                    old, step, new,
+                )  # fmt: skip
+            continue
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
                 f"config.data differs from the data of the checkpoint of step {step}: it has "

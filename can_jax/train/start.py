@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import logging
 from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
@@ -129,13 +128,6 @@ def restore_or_begin(
     check_stream(progress.stream, stream, first, training.allowed)
     checkpoints.set_aside_refused()
     report.say(f"resumed from the checkpoint of step {first}")
-    before, now = (of.get("batch_size") for of in (progress.stream, stream))
-    if None not in (before, now) and before != now:
-        logging.warning(
-            "config.batch_size was %d until step %d and is %d now: the epoch, the number of "
-            "examples, the data position and a length in epochs or images are recomputed with it",
-            before, first, now,
-        )  # fmt: skip
     progress.stream = stream
     return first, state, progress
 
