@@ -7,6 +7,7 @@ GPU compiler is not available, the step is compiled for CPU devices instead of G
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -72,11 +73,16 @@ class Topology:
             return self.shape[0]
         return len(self.devices) // self.slices
 
+    @functools.cached_property
+    def _positions(self) -> dict[Any, int]:
+        """The position of each device in ``devices``."""
+        return {device: position for position, device in enumerate(self.devices)}
+
     def _part(self, device: Any) -> int:
         """Return the number of the TPU slice or the host to which a device belongs."""
         if self.exact and not self.hosts:
             return getattr(device, "slice_index", 0)
-        return self.devices.index(device) // self.fast_devices
+        return self._positions[device] // self.fast_devices
 
     def bandwidth(self, devices: int, members: Collection[Any] = ()) -> float:
         """Return the bandwidth in bytes/s of each device in a collective operation.
