@@ -72,8 +72,7 @@ start() {
   local number=$1
   shift
   local gpu=${gpus[number]:-$number}
-  # An empty list hides all GPUs, as -1 does.
-  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ] && [ "${CUDA_VISIBLE_DEVICES:--1}" = -1 ]; then gpu=-1; fi
+  case ${CUDA_VISIBLE_DEVICES-unset} in '' | -1) gpu=-1 ;; esac # An empty list hides all GPUs, too.
   local command=("${PYTHON:-python3}" -m can_jax.main --coordinator="127.0.0.1:$port"
     --processes="$count" --process="$number" "$@")
   if on DRY_RUN; then

@@ -173,13 +173,16 @@ class Report:
         first, *others = self._plan.measures
         changed = {arm.name: self._results[arm.name] for arm in choices}
         plots.bars(changed, self._reference, first, self._folder / "choices.svg")
-        rows = [["", self._plan.reference, first.spread(self._reference), ""]]
+
+        def row(group: str, name: str, results: list[Result], gain: str) -> list[str]:
+            rest = [measure.spread(results) for measure in others]
+            return [group, name, first.spread(results), gain, *rest]
+
+        rows = [row("", self._plan.reference, self._reference, "")]
         for arm in choices:
             results = changed[arm.name]
             gain = first.gain(results, self._reference)
-            rows.append([arm.group, arm.name, first.spread(results), gain])
-        for row, results in zip(rows, (self._reference, *changed.values()), strict=True):
-            row += [measure.spread(results) for measure in others]
+            rows.append(row(arm.group, arm.name, results, gain))
         titles = (measure.title for measure in others)
         head = ["choice", "", first.title, "gain over the reference", *titles]
         return f"{table(rows, head, right=True)}\n\n![Choices]({self._folder.name}/choices.svg)"

@@ -181,9 +181,8 @@ class Loader(Iterator[Batch]):
         """Return the number of images that all processes have skipped. Collective: every process
         must call this."""
         skipped: dict[int, int] = {}  # by slice; processes along the axis `tensor` share one
-        for index, count in gather(
-            "skipped images", np.array([self._slice, self.skipped])
-        ).tolist():
+        counts = gather("skipped images", np.array([self._slice, self.skipped]))
+        for index, count in counts.tolist():
             skipped[index] = max(count, skipped.get(index, 0))
         return sum(skipped.values())
 
